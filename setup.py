@@ -1,0 +1,24 @@
+"All metadata is in settings.ini; this only hands it to setuptools."
+from configparser import ConfigParser
+from pathlib import Path
+import shlex, setuptools
+
+config = ConfigParser(delimiters=['='])
+config.read('settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+def reqs(name): return shlex.split(cfg.get(name, ''))
+
+starter,llm,hf = map(reqs, ['starter_requirements', 'llm_requirements', 'hf_requirements'])
+extras = dict(starter=starter, llm=llm, hf=hf, demo=starter+llm, dev=reqs('dev_requirements')+starter+llm+hf)
+readme = Path('README.md')
+
+setuptools.setup(
+    version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
+    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
+    packages=setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
+    package_data={cfg['lib_path']: ['data/*', 'data/**/*', 'prompts/*', 'descriptions/*']},
+    install_requires=reqs('requirements'), extras_require=extras,
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],
+    long_description_content_type='text/markdown',
+    entry_points={'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"], 'console_scripts': [f"pla={cfg['lib_path']}.cli:main"]},
+    zip_safe=False)
