@@ -33,6 +33,7 @@ notebooks: $(VENV)/.pla-dev ## run every notebook, keep its outputs, regenerate 
 	@$(MAKE) --no-print-directory prepare
 
 prepare: $(VENV)/.pla-dev ## regenerate modules, README and sidebar from the notebooks, without running them
+	@$(BIN)/python tools/nbcheck.py --fix
 	@$(BIN)/nbdev_clean
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tools/sidebar.py

@@ -29,6 +29,8 @@ leaves_clean() { # command...
     fi
 }
 
+say "what nbdev does not check in a notebook"
+python tools/nbcheck.py
 leaves_clean nbdev_clean
 leaves_clean nbdev_export
 leaves_clean python tools/sidebar.py
