@@ -30,10 +30,11 @@ def atomic_write(
     tmp = path.with_name(f'.{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tmp.touch() # not every library's writer raises an OSError
         write(tmp)
         os.replace(tmp, path)
     except OSError as e:
-        raise type(e)(e.errno, f"cannot write '{path}' ({e.strerror or e}): choose a folder that you may write to") from e
+        raise OSError(e.errno, f"cannot write '{path}' ({e.strerror or e}): choose a folder that you may write to") from e
     finally: _remove(tmp)
     return path
 
@@ -87,13 +88,14 @@ def to_rgb(
 def decode(
     source, # path, open file or bytes
     name=None, # what to call it in an error
-    min_side:int|None=None, # pixels: the short side that will be needed, so that a large JPEG is decoded at 1/2, 1/4 or 1/8
+    min_side:int|None=None, # pixels: the short side at which the image will be used; a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size
 ) -> Image.Image: # mode RGB, upright
     "Decode an image, or raise `UnreadableImage`"
     if name is None: name = 'image' if isinstance(source, (bytes,io.IOBase)) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as img:
-            if min_side: img.draft(None, (min_side,min_side))
+            # Twice the side is left for the resize that follows: at once the side the picture would differ visibly
+            if min_side: img.draft(None, (2*min_side,)*2)
             return to_rgb(img)
     except Exception as e: raise UnreadableImage(name, _reason(e)) from e
 
@@ -155,20 +157,21 @@ def _pixels(a):
     raise ValueError(f'expected images of shape (N,H,W) or (N,H,W,3), got {a.shape}{hint}')
 
 def _array_image(
-    a, # (H,W) or (H,W,3|4), uint8, uint16, bool or float in [0,1]
+    a, # (H,W) or (H,W,3|4); integers in 0..255, uint16, bool or float in 0..1
 ) -> Image.Image:
     "PIL image of an array"
     if a.dtype==np.uint16: a = (a/257).round()
-    elif a.dtype!=np.uint8:
-        if a.min()<0 or a.max()>1: raise ValueError(f'pixels are {a.dtype} from {a.min()} to {a.max()}: give uint8 in 0..255 or float in 0..1')
-        a = (a*255.).round()
+    else:
+        top = 255 if a.dtype.kind in 'ui' else 1
+        if a.min()<0 or a.max()>top: raise ValueError(f'pixels are {a.dtype} from {a.min()} to {a.max()}: give integers in 0..255 or floats in 0..1')
+        a = a if top==255 else (a*255.).round()
     return to_rgb(Image.fromarray(np.ascontiguousarray(a, dtype=np.uint8)))
 
 # %% ../nbs/00_data.ipynb #0c90e7b3
 class ArrayImages(Images):
     "Images in one array"
     def __init__(self,
-        array, # (N,H,W) gray or (N,H,W,3|4); uint8, uint16, bool or float in [0,1]
+        array, # (N,H,W) gray or (N,H,W,3|4); integers in 0..255, uint16, bool or float in 0..1
         index=None, # (N,) numbers used as names; default 0..N-1
     ):
         self.array = _pixels(array)
@@ -191,7 +194,7 @@ class HFImages(Images):
         column='image', # column with images, bytes or paths
         index=None, # rows to use; default all
     ):
-        feature = ds.features[column]
+        ds,feature = ds.select_columns([column]),ds.features[column]
         self.ds = ds.cast_column(column, type(feature)(decode=False)) if getattr(feature, 'decode', None) else ds
         self.column,self.index = column,np.arange(len(ds)) if index is None else np.asarray(index)
     def __len__(self): return len(self.index)
@@ -201,8 +204,7 @@ class HFImages(Images):
         p = o.get('path') if isinstance(o, dict) else o
         return Path(p) if isinstance(p, str) and os.path.exists(p) else None
     def _cell(self, i):
-        row = self.ds[int(self.index[self._at(i)])]
-        return row[self.column]
+        return self.ds[int(self.index[self._at(i)])][self.column]
     def _source(self, i):
         "bytes, path or array of one row"
         o = self._cell(i)
@@ -265,9 +267,9 @@ def read_classes(
 ) -> list[str]:
     "Class names, checked: strings, at least two, no two alike"
     if not isinstance(source, (str,os.PathLike)): return _check_classes(list(source))
-    path = Path(source)
-    if path.is_dir(): return _check_classes(_folder_names(_class_folders(path)), f"'{path}'")
-    if not path.exists(): raise FileNotFoundError(f"expected a list of class names or a file with them, got '{source}': there is no such file")
+    path = Path(source).expanduser()
+    if os.path.isdir(path): return _check_classes(_folder_names(_class_folders(path)), f"'{path}'")
+    if not os.path.exists(path): raise FileNotFoundError(f"expected a list of class names or a file with them, got '{source}': there is no such file")
     return _check_classes(_parse_classes(path), f"'{path}'")
 
 # %% ../nbs/00_data.ipynb #993069be
@@ -349,6 +351,7 @@ PARADIGMS = 'UL','SSL','TRZSL'
 def _check_task(t):
     if t.paradigm not in PARADIGMS: raise ValueError(f"expected paradigm 'UL', 'SSL' or 'TRZSL', got {t.paradigm!r}")
     if t.targets is not None and len(t.targets)!=len(t): raise ValueError(f'expected {len(t)} targets for {len(t)} images, got {len(t.targets)}')
+    if bad := [c for c in t.seen if c not in t.classes]: raise ValueError(f'seen classes {_quoted(bad)} are not among the class names')
     if len(t.labeled) and t.paradigm=='UL': raise ValueError("paradigm 'UL' has no labeled images: use task.ssl() or task.trzsl()")
     if len(t.labeled):
         if t.labeled[0]<0 or t.labeled[-1]>=len(t): raise ValueError(f'labeled positions have to be in 0..{len(t)-1}, got {t.labeled[0]} to {t.labeled[-1]}')
@@ -409,6 +412,15 @@ def ssl(self:Task,
     labeled = np.concatenate([np.random.RandomState(seed).choice(p, n, replace=False) for p in pos])
     return replace(self, paradigm='SSL', labeled=labeled, seen=[])
 
+# %% ../nbs/00_data.ipynb #9da3d089
+def split_classes(
+    classes:list[str], # C names
+    seed:int=500,
+) -> tuple: # (seen, unseen) names
+    "The published random split: floor(.62 C) seen classes in drawn order, the others in their own"
+    seen = np.random.RandomState(seed).choice(len(classes), int(.62*len(classes)), replace=False)
+    return [classes[i] for i in seen], [c for i,c in enumerate(classes) if i not in set(seen.tolist())]
+
 # %% ../nbs/00_data.ipynb #9a8bd4c0
 @patch
 def trzsl(self:Task,
@@ -419,15 +431,6 @@ def trzsl(self:Task,
     seen = split_classes(self.classes, seed)[0]
     labeled = np.flatnonzero(np.isin(self.targets, [self.classes.index(c) for c in seen]))
     return replace(self, paradigm='TRZSL', labeled=labeled, seen=seen)
-
-# %% ../nbs/00_data.ipynb #9da3d089
-def split_classes(
-    classes:list[str], # C names
-    seed:int=500,
-) -> tuple: # (seen, unseen) names
-    "The published random split: floor(.62 C) seen classes in drawn order, the others in their own"
-    seen = np.random.RandomState(seed).choice(len(classes), int(.62*len(classes)), replace=False)
-    return [classes[i] for i in seen], [c for i,c in enumerate(classes) if i not in set(seen.tolist())]
 
 # %% ../nbs/00_data.ipynb #efa0f34a
 @patch
@@ -441,6 +444,18 @@ def split(self:Task,
     if not 0<n<len(self): raise ValueError(f'cannot split {len(self)} images into {len(self)-n} and {n} test images: choose another share')
     order = np.random.default_rng(seed).permutation(len(self))
     return self.subset(np.sort(order[n:])), self.subset(np.sort(order[:n]))
+
+# %% ../nbs/00_data.ipynb #9a6a7422
+@patch
+def to(self:Task,
+    paradigm:str, # 'UL', 'SSL' or 'TRZSL'
+    n:int=2, # SSL: labels per class
+    seed:int|None=None, # default: the published one
+) -> Task:
+    "The same images in another paradigm"
+    if paradigm=='SSL': return self.ssl(n, 0 if seed is None else seed)
+    if paradigm=='TRZSL': return self.trzsl(500 if seed is None else seed)
+    return replace(self, paradigm=paradigm, labeled=None, seen=[])
 
 # %% ../nbs/00_data.ipynb #910ea810
 @patch
@@ -493,7 +508,7 @@ def from_folder(cls:Task,
     name=None, # default: the folder's name
 ) -> Task:
     "A task from a folder of images"
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f"expected a folder of images, got '{path}': " + ('it is a file' if path.exists() else 'there is no such folder'))
     files,beside = _list_folder(path, labels is not None)
     if classes is None and not files: raise ValueError(f"'{path}' holds images without class folders: pass classes=[...] or a file with the names")
@@ -514,18 +529,6 @@ def _warn_folders(path, files, beside, classes, of):
     full = {of[f] for f,ps in files.items() if ps}
     if empty := [c for c in classes if c not in full]:
         warnings.warn(f"no images of {_quoted(empty)} in '{path}': {'this class' if len(empty)==1 else 'these classes'} can be predicted, but not learned or tested", stacklevel=3)
-
-# %% ../nbs/00_data.ipynb #9a6a7422
-@patch
-def to(self:Task,
-    paradigm:str, # 'UL', 'SSL' or 'TRZSL'
-    n:int=2, # SSL: labels per class
-    seed:int|None=None, # default: the published one
-) -> Task:
-    "The same images in another paradigm"
-    if paradigm=='SSL': return self.ssl(n, 0 if seed is None else seed)
-    if paradigm=='TRZSL': return self.trzsl(500 if seed is None else seed)
-    return replace(self, paradigm=paradigm, labeled=None, seen=[])
 
 # %% ../nbs/00_data.ipynb #5ea09974
 @patch(cls_method=True)
@@ -711,12 +714,18 @@ def check_images(
     images = getattr(task, 'images', task)
     with ThreadPoolExecutor(workers) as ex: errors = list(ex.map(lambda i: _error(images, i), range(len(images))))
     bad = {images.name(i):e for i,e in enumerate(errors) if e is not None}
-    if strict and bad: raise UnreadableImage(*next(iter(bad.items()))) if len(bad)==1 else ValueError(f'{len(bad)} of {len(images)} images cannot be read: {_quoted(bad)}')
-    twice = duplicates(images, workers)
+    if strict and bad: raise _refusal(bad)
+    readable = np.flatnonzero([e is None for e in errors])
+    twice = [readable[g].tolist() for g in duplicates(images.take(readable), workers)]
     _warn_check(task, bad, twice, len(images))
-    return Check(bad, [[images.name(i) for i in g] for g in twice], np.flatnonzero([e is None for e in errors]))
+    return Check(bad, [[images.name(i) for i in g] for g in twice], readable)
 
 # %% ../nbs/00_data.ipynb #2dca74db
+def _refusal(bad):
+    "One error for all unreadable images, {name: reason}"
+    (name,reason),*more = bad.items()
+    return UnreadableImage(name, reason + (f'; {len(more)} more cannot be read: {_quoted([n for n,_ in more])}' if more else ''))
+
 def _warn_check(task, bad, twice, n):
     if bad: warnings.warn(f'{len(bad)} of {n} images cannot be read and will be skipped: {_quoted(bad)}', stacklevel=3)
     if not twice: return
