@@ -16,7 +16,7 @@ setuptools.setup(
     version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
     packages=setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
-    package_data={cfg['lib_path']: ['samples/*', 'prompts/*', 'descriptions/*']},
+    include_package_data=False, package_data={cfg['lib_path']: ['samples/*', 'prompts/*', 'descriptions/*']},
     install_requires=reqs('requirements'), extras_require=extras,
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],
     long_description_content_type='text/markdown',
