@@ -53,11 +53,11 @@ if [ -z "${QUICK:-}" ]; then
     rm -rf .venv-wheel
     "$PYTHON" -m venv .venv-wheel
     wheel=$(echo "$PWD"/dist/*.whl)
-    .venv-wheel/bin/python -m pip install -q "$wheel[starter]"
-    .venv-wheel/bin/python -m pip check
+    .venv-wheel/bin/python -I -m pip install -q "$wheel[starter]"
+    .venv-wheel/bin/python -I -m pip check
     root=$PWD
     away=$(mktemp -d)
-    # -I: neither the repository nor PYTHONPATH can stand in for what the wheel lacks
+    # -I here and there: neither the repository nor PYTHONPATH can stand in for what the wheel lacks
     (cd "$away"; "$root/.venv-wheel/bin/python" -I "$root/tests/smoke_wheel.py")
     rm -rf .venv-wheel "$away"
 fi
