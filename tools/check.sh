@@ -7,7 +7,7 @@ VENV=${VENV:-.venv}
 VENV=$(cd "$VENV" && pwd)
 PYTHON=${PYTHON:-python3}
 PATH="$VENV/bin:$PATH"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || echo 2)} MPLBACKEND=agg
+export MPLBACKEND=agg
 
 say() { echo "== [$SECONDS s] $*"; }
 
