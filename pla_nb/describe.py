@@ -397,14 +397,14 @@ class EmbeddedLLM:
     name,in_flight = 'embedded',1
     def __init__(self,
         path=None, # an instruction-tuned GGUF model; None: the packaged base model
-        threads:int|None = None, # None: the cores this process may use, 4 at most
+        threads:int|None = None, # None: half of the cores that this process may use, 8 at most
         seed:int = 0, # another seed, other sentences
         temperature:float = .8,
         context_length:int = 2048, # tokens for each answer and its prompt
         parallel:int = 5, # draws that run together in one batch
     ):
         self.path,self.few = path and Path(path),path is None
-        self.threads = threads or min(4, _cores())
+        self.threads = threads or _threads()
         self.options = dict(seed=seed, temperature=temperature, top_p=.9)
         self.context_length,self.parallel = context_length,parallel
         self.model = self.path.name if self.path else 'gemma-3-270m-q4_k_m'
@@ -413,7 +413,10 @@ class EmbeddedLLM:
     def __repr__(self): return f'EmbeddedLLM({self.model})'
 
 # %% ../nbs/03_describe.ipynb #4281c675
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+def _threads():
+    "Half of the cores: llama.cpp's threads wait for each other, so a single one that has to share its core slows down all (10 times, measured)"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(8, max(1, cores//2))
 
 def _embedded_file():
     "Path and SHA-256 of the packaged model, joined from its parts on first use"
@@ -644,11 +647,13 @@ def ask(
 def _answers(forms, engine, retries):
     "Yield (key, problem, error) as answers come in; stops asking when the engine is dead"
     todo,failed = list(forms.items()),0
-    ex = ThreadPoolExecutor(max(1, getattr(engine, 'in_flight', 1)), thread_name_prefix='describe')
-    running = {}
+    workers,running = max(1, getattr(engine, 'in_flight', 1)),{}
+    ex = ThreadPoolExecutor(workers, thread_name_prefix='describe')
     try:
         while todo or running:
-            while todo and len(running) < ex._max_workers: running[ex.submit(ask, todo[0][1], engine, retries)] = todo.pop(0)[0]
+            while todo and len(running) < workers:
+                key,form = todo.pop(0)
+                running[ex.submit(ask, form, engine, retries)] = key
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 key,e = running.pop(f),f.exception()
                 failed = failed+1 if e else 0
