@@ -6,8 +6,9 @@
 __all__ = ['Preprocess', 'Backbone', 'pick_device', 'pick_precision', 'ModelUnavailable', 'read_checkpoint', 'OpenClip',
            'tower_pair', 'fold_batchnorm', 'pad_evenly', 'Starter', 'cache_folder', 'VLM']
 
-# %% ../nbs/01_backbones.ipynb #524cd093
+# %% ../nbs/01_backbones.ipynb #7f1f8db2
 import difflib, hashlib, importlib, logging, os, warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class Backbone:
     vision_dim: int|None = None # d', of the vision-only features, None where there are none
     device: torch.device
     precision: str = 'fp32' # of the image tower: 'fp32' | 'bf16' | 'fp16'
-    split: int|None = None # images in one pass of the tower; None takes the batch whole
+    split: int|None = None # most images that one core takes through the tower at once; None: all cores share the whole batch
     image_key: str # content hash of all that image features depend on
     key: str # content hash of the whole model, texts included
 
@@ -134,7 +135,7 @@ def encode_pair(self:Backbone,
     batch: Tensor, # (B,3,H,W) float, normalised by `preprocess`
 ) -> tuple: # V (B,d) float32 unit norm, U (B,d') float32 unit norm or None
     "Image features in the joint space, and the vision-only ones, from one pass"
-    parts = [self._images(o) for o in batch.to(self.device).split(self.split or max(1, len(batch)))]
+    parts = _on_cores(self._images, self._parts(batch.to(self.device)))
     V,U = (None if o[0] is None else F.normalize(torch.cat(o).float(), dim=-1) for o in zip(*parts))
     return V, U
 
@@ -150,6 +151,21 @@ def encode_images(self:Backbone,
 def _autocast(self:Backbone):
     if self.precision=='fp32': return nullcontext()
     return torch.autocast(self.device.type, dtype=_dtypes[self.precision])
+
+# %% ../nbs/01_backbones.ipynb #a33f3cd5
+def _on_cores(f, parts):
+    "`f` of each part, without gradients, one core a part"
+    cores,f = torch.get_num_threads(),torch.no_grad()(f)
+    if len(parts)<2 or cores==1: return [f(o) for o in parts]
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as ex: return list(ex.map(f, parts))
+    finally: torch.set_num_threads(cores) # the initializer also changed the default of threads to come
+
+@patch
+def _parts(self:Backbone, batch):
+    "`batch` in pieces for the cores"
+    if self.split is None or not len(batch): return [batch]
+    return batch.split(min(self.split, -(-len(batch)//torch.get_num_threads())))
 
 # %% ../nbs/01_backbones.ipynb #baa3347e
 @patch
@@ -447,8 +463,17 @@ def embed_sentences(self:Starter,
     texts: list, # B sentences, up to 256 tokens each
 ) -> Tensor: # (B,384) float32, unit norm
     "MiniLM's embedding of sentences"
-    b = self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors='pt').to(self.device)
-    h,m = self.language(**b).last_hidden_state, b['attention_mask'][...,None].float()
+    return self._embed(self._tokens(texts))
+
+# %% ../nbs/01_backbones.ipynb #ed20dbeb
+@patch
+def _tokens(self:Starter, texts):
+    return self.tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors='pt').to(self.device)
+
+@patch
+def _embed(self:Starter, tokens):
+    "Mean over the tokens that are not padding"
+    h,m = self.language(**tokens).last_hidden_state, tokens['attention_mask'][...,None].float()
     return F.normalize((h*m).sum(1)/m.sum(1), dim=-1)
 
 # %% ../nbs/01_backbones.ipynb #8336b635
@@ -490,7 +515,8 @@ def lemma_embeddings(self:Starter) -> Tensor: # (L,384) float32, unit norm
 def _embed_lemmas(self:Starter):
     texts = [self.template.replace('{}', o) for o in self._lemmas]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    E = torch.cat([self.embed_sentences([texts[i] for i in order[b:b+64]]) for b in range(0, len(texts), 64)])
+    tokens = [self._tokens([texts[i] for i in order[b:b+32]]) for b in range(0, len(texts), 32)]
+    E = torch.cat(_on_cores(self._embed, tokens) if self.device.type=='cpu' else [self._embed(o) for o in tokens])
     return E[torch.tensor(order).argsort().to(E.device)]
 
 def _cached(name, key, make):

@@ -186,6 +186,17 @@ def test_folding_is_exact():
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
 
+def test_cores_share_a_batch(starter):
+    "Same features and thread settings, however many cores take part"
+    x,n = torch.rand(5,3,224,224),torch.get_num_threads()
+    try:
+        torch.set_num_threads(1); one = starter.encode_images(x)
+        torch.set_num_threads(3); three = starter.encode_images(x)
+        assert torch.get_num_threads()==3
+    finally: torch.set_num_threads(n)
+    torch.testing.assert_close(one, three, atol=5e-3, rtol=0)
+    assert starter.encode_images(x[:0]).shape==(0,1000)
+
 def test_starter_refuses_other_weights():
     with pytest.raises(ValueError, match='own weights'): VLM('starter', 'openai')
 
