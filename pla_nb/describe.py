@@ -127,13 +127,15 @@ def _parse(raw):
         try: return json.loads(s, strict=False)
         except (ValueError, RecursionError): pass
 
-def _list_schema(n): return dict(type='array', items=dict(type='string'), minItems=n, maxItems=n)
+def _list_schema(n): return dict(type='array', items=dict(type='string', maxLength=300), minItems=n, maxItems=n)
 
 def _object_schema(**props): return dict(type='object', properties=props, required=list(props), additionalProperties=False)
 
 def _plain(name):
     "A class name as words: `wild_cat` -> `wild cat`; one line, not endless"
     return clean(str(name).replace('_', ' '))[:80] or 'thing'
+
+def _a(noun): return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 def _fold(text): return ' '.join(sorted({w.lower() for w in _words(text)}))
 
@@ -155,7 +157,7 @@ class ClassForm:
     def schema(self): return _object_schema(descriptions=_list_schema(self.need))
     def prompt(self, problem=''):
         "The prompt for what is still missing; `problem` is what `take` said of the last answer"
-        return fill(self.template, name=json.dumps(_plain(self.name)), plain_name=_plain(self.name), context=self.context, n=self.need, words=self.rules.words,
+        return fill(self.template, name=json.dumps(_plain(self.name)), a_name=_a(_plain(self.name)), context=self.context, n=self.need, words=self.rules.words,
             confusable=json.dumps([_plain(o) for o in self.confusable[:5]]), schema=json.dumps(self.schema()), problem=_note(problem))
 
 # %% ../nbs/03_describe.ipynb #b936da1a
@@ -199,8 +201,7 @@ def fallback_text(
     "A sentence made from the class name"
     if context == 'photo': return name_text(name)
     kind = re.sub(r'\s*\b(photo|photograph|picture)$', '', context)
-    article = 'an' if context[:1].lower() in 'aeiou' else 'a'
-    return f'a photo of a {_plain(name)}, a kind of {kind}.' if kind != context else f'{article} {context} of a {_plain(name)}.'
+    return f'a photo of {_a(_plain(name))}, a kind of {kind}.' if kind != context else f'{_a(context)} of {_a(_plain(name))}.'
 
 # %% ../nbs/03_describe.ipynb #49c4460b
 @dataclass
@@ -466,27 +467,33 @@ def chat(self:EmbeddedLLM,
 
 @patch
 def _draw(self:EmbeddedLLM, prompt, n):
-    "n sentences, each continuing the same prompt"
-    seed = self.options['seed']*1000 + int(_sum(prompt)[:4], 16)
-    def one(i): return self._complete(dict(prompt=prompt.rstrip(), stop=['\n'], max_tokens=64, **self.options | dict(seed=seed+i)))
+    "n sentences, each continuing the last line of the prompt"
+    seed,prompt = self._seed(prompt),prompt.rstrip()
+    def one(i): return prompt.splitlines()[-1]+self._complete(dict(prompt=prompt, stop=['\n'], max_tokens=56, **self.options | dict(seed=seed+i)))
     first = [one(0)] # fills the prompt cache that the others share
     with ThreadPoolExecutor(self.parallel) as ex: return json.dumps(dict(descriptions=first+list(ex.map(one, range(1, n)))))
 
 @patch
 def _constrained(self:EmbeddedLLM, prompt, schema):
     "One answer that follows the schema"
-    seed = self.options | dict(seed=self.options['seed']*1000 + int(_sum(prompt)[:4], 16), max_tokens=800)
-    if self.few: return self._complete(dict(prompt=prompt.rstrip(), json_schema=schema, **seed))
-    return self._complete(dict(messages=[dict(role='user', content=prompt)], response_format=dict(type='json_schema', json_schema=dict(schema=schema)), **seed), chat=True)
+    items = sum(o.get('minItems', 1) for o in schema['properties'].values())
+    options = self.options | dict(seed=self._seed(prompt), max_tokens=40+60*items)
+    if self.few: return self._complete(dict(prompt=prompt.rstrip(), json_schema=schema, **options))
+    return self._complete(dict(messages=[dict(role='user', content=prompt)], response_format=dict(type='json_schema', json_schema=dict(schema=schema)), **options), chat=True)
+
+@patch
+def _seed(self:EmbeddedLLM, prompt): return self.options['seed']*100_000 + int(_sum(prompt)[:4], 16) # a re-phrased prompt gets other draws
 
 @patch
 def _complete(self:EmbeddedLLM, request, chat=False):
     "One call of llama.cpp; the text, or an EngineError"
     r = (self._server.handle_chat_completions if chat else self._server.handle_completions)(request)
     if 'choices' not in r: raise EngineError(f"llama.cpp: {(r.get('error') or r.get('message') or r)!s:.200}")
-    self.tokens += r.get('usage', {}).get('completion_tokens', 0)
+    with self._lock: self.tokens += r.get('usage', {}).get('completion_tokens', 0)
     c = r['choices'][0]
-    return c['message']['content'] if chat else c['text']
+    text = c['message']['content'] if chat else c['text']
+    # a sentence that did not end is cut where its last part began
+    return text if 'json_schema' in request or chat or c.get('finish_reason') != 'length' else text.rpartition(',')[0] or text
 
 # %% ../nbs/03_describe.ipynb #c077bbb2
 class Ollama:
@@ -656,6 +663,7 @@ def _answers(forms, engine, retries):
                 running[ex.submit(ask, form, engine, retries)] = key
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 key,e = running.pop(f),f.exception()
+                if e and not isinstance(e, Exception): raise e
                 failed = failed+1 if e else 0
                 yield key, '' if e else f.result(), e
                 if e and (getattr(e, 'dead', True) or failed > 1): # two classes in a row without an answer: the engine is gone
@@ -797,7 +805,7 @@ def _few(reasons):
     return '; '.join(f"{', '.join(v[:3])}{f' and {len(v)-3} more' if len(v)>3 else ''} ({k})" for k,v in list(by_why.items())[:3])
 
 # %% ../nbs/03_describe.ipynb #b59b7891
-def _md(text): return re.sub(r'([\\`*_\[\]|~#$])', r'\\\1', html.escape(str(text), quote=False)).replace('\n', ' ')
+def _md(text): return re.sub(r'([\\`*_\[\]|~#$])', r'\\\1', html.escape(clean(text), quote=False))
 
 @patch
 def __repr__(self:Descriptions):
@@ -865,6 +873,8 @@ def _kind(self:PairForm, kind, items):
     names = [_plain(o).lower() for o in self.pair]
     for t in texts:
         if any(o not in t.lower() for o in names): return f'"{kind}" has a sentence without both names'
+        a,b = (t.lower().find(o) for o in names)
+        if kind != 'common' and a != b and (a < b) != (kind == 'diff_ab'): return f'"{kind}" has a sentence that starts with the other class'
         if why := fault(t, rules=self.rules): return f'"{kind}" has a sentence that {why}'
         if t.lower() in self.template.lower(): return f'"{kind}" has a sentence that is copied from the prompt'
     if len(texts) < self.n: return f'"{kind}" has {len(texts)} different sentences, {self.n} are needed'
