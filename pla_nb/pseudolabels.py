@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
+from .align import match_clusters, spherical_kmeans
 
 # %% ../nbs/05_pseudolabels.ipynb #3118e1ff
 @dataclass(repr=False)
@@ -57,10 +57,10 @@ def top_of_group(
     quota, # (G,) how many each group takes
 )->torch.Tensor: # (M,) bool
     "The `quota` best of each group; of equal scores the earlier."
-    order = scores.sort(descending=True, stable=True).indices
-    order = order[group[order].sort(stable=True).indices]
-    g = group[order]
-    size = torch.bincount(g, minlength=len(quota))
+    bits = (scores+0.).view(torch.int32)
+    rising = torch.where(bits<0, bits^0x7fffffff, bits).long() # integers in the order of the floats
+    key, order = ((group<<32)-rising).sort(stable=True)
+    g, size = group[order], torch.bincount(group, minlength=len(quota))
     rank = torch.arange(len(g), device=g.device) - (size.cumsum(0)-size)[g]
     keep = torch.zeros_like(g, dtype=torch.bool)
     keep[order] = rank<quota[g]
@@ -73,22 +73,24 @@ def match_by_score(
 )->torch.Tensor: # (N,) class of each image, -1 for none
     "Give images to classes, best pair first, each image once."
     S = scores.masked_fill((quota<=0)[None], -math.inf)
+    c, best = S.argmax(1), S.amax(1)
     while True:
-        c = S.argmax(1)
-        best = S.gather(1, c[:,None])[:,0]
-        kept = top_of_group(best, c, quota)
-        sent = (best>-math.inf) & ~kept
-        if not sent.any(): return torch.where(kept, c, -1)
-        S[sent, c[sent]] = -math.inf
+        asks = (best>-math.inf).nonzero()[:,0]
+        kept = top_of_group(best[asks], c[asks], quota)
+        sent, held = asks[~kept], asks[kept]
+        if not len(sent): return torch.where(best>-math.inf, c, -1)
         # A full class never gets worse: whoever is below its worst image need not ask.
-        worst = torch.full(quota.shape, math.inf, dtype=S.dtype, device=S.device).scatter_reduce_(0, c[kept], best[kept], 'amin')
-        full = torch.bincount(c[kept], minlength=len(quota))>=quota
-        S.masked_fill_(S<worst.masked_fill(~full, -math.inf)[None], -math.inf)
+        worst = S.new_full(quota.shape, math.inf).scatter_reduce_(0, c[held], best[held], 'amin')
+        worst[torch.bincount(c[held], minlength=len(quota))<quota] = -math.inf
+        R = S[sent].scatter_(1, c[sent,None], -math.inf)
+        R.masked_fill_(R<worst, -math.inf)
+        S[sent], c[sent], best[sent] = R, R.argmax(1), R.amax(1)
 
 # %% ../nbs/05_pseudolabels.ipynb #6a78e9d3
 def _checked(scores, what): # (N,C) float
     scores = torch.as_tensor(scores).float()
     if scores.dim()!=2 or scores.shape[1]<1: raise ValueError(f'expected {what} with a row for each image and a column for each class, got shape {tuple(scores.shape)}')
+    if scores.sum().isfinite(): return scores # one pass; rows are looked at only if something is odd
     bad = scores.isnan().any(1)
     if bad.any(): raise ValueError(f'{what} has NaN in {int(bad.sum())} of {len(scores)} rows, first in row {int(bad.nonzero()[0])}: check the features of these images')
     return scores
@@ -123,40 +125,43 @@ def select_topk(
     "The k best images of every class: own predictions first, short lists filled with the best leftovers, one class per image."
     P = _checked(P, 'P')
     n, C = P.shape
-    admissible, free = _mask(admissible, C, 'admissible', P.device), _mask(unlabeled, n, 'unlabeled', P.device).clone()
-    quota, chosen = _quota(k, admissible), P.new_full((n,), -1, dtype=torch.long)
-    order = P.new_zeros(n) # place within a list: 3 replaced or own, 2 filled; then by score
-    S = P.masked_fill(~admissible[None], -math.inf)
+    allowed, free = _mask(admissible, C, 'admissible', P.device), _mask(unlabeled, n, 'unlabeled', P.device)
+    left, lists = _quota(k, allowed), _Lists(n, C, P)
+    S = P if admissible is None else P.masked_fill(~allowed, -math.inf)
     if ranking:
-        R, rc = _scores_of(ranking, n, quota, P)
-        got = match_by_score(R.masked_fill(~free[:,None], -math.inf), quota[rc])
-        _give(chosen, order, got>=0, rc[got], R.gather(1, got.clamp(min=0)[:,None])[:,0])
-    pick = ((chosen<0) & free).nonzero()[:,0]
-    yhat = S[pick].argmax(1)
-    left = quota - torch.bincount(chosen[chosen>=0], minlength=C)
-    if ranking: left[rc] = 0
-    best = S[pick, yhat]
-    won = top_of_group(best, yhat, left)
-    _give(chosen, order, pick[won], yhat[won], best[won])
-    own = chosen>=0
-    left = left - torch.bincount(yhat[won], minlength=C)
-    rest, short = pick[~won], (left>0).nonzero()[:,0]
+        R, classes = _scores_of(ranking, n, left, P)
+        got = match_by_score(R.masked_fill(~free[:,None], -math.inf), left[classes])
+        lists.give(got>=0, classes[got], R.gather(1, got.clamp(min=0)[:,None])[:,0])
+        left, free = left.index_fill(0, classes, 0), free & (got<0)
+    yhat, best = S.argmax(1), S.amax(1).masked_fill(~free, -math.inf)
+    own = top_of_group(best, yhat, left)
+    lists.give(own, yhat, best)
+    left = left - torch.bincount(yhat[own], minlength=C)
+    rest, short = (free & ~own).nonzero()[:,0], (left>0).nonzero()[:,0]
     if len(rest) and len(short):
-        L = S[rest][:,short]
+        L = S[rest[:,None], short]
         got = match_by_score(L, left[short])
-        hit = got>=0
-        _give(chosen, order, rest[hit], short[got[hit]], L[hit, got[hit]])
-    return _listed(chosen, own, order, C)
+        lists.fill(rest, got, short, L)
+    return lists.done()
 
 # %% ../nbs/05_pseudolabels.ipynb #5af4bfe3
-def _give(chosen, order, rows, classes, scores):
-    if rows.dtype==torch.bool: rows,classes,scores = rows.nonzero()[:,0],classes[rows],scores[rows]
-    chosen[rows], order[rows] = classes, scores
+class _Lists: # who got which image, in what order
+    def __init__(self, n, C, like):
+        self.label, self.C = torch.full((n,), -1, device=like.device), C
+        self.score, self.filled = like.new_zeros(n), torch.zeros(n, dtype=torch.bool, device=like.device)
 
-def _listed(chosen, own, score, C): # PseudoLabels by class, own before filled, best first
-    idx = (chosen>=0).nonzero()[:,0]
-    for key,down in ((score,True), (own.long(),True), (chosen,False)): idx = idx[key[idx].sort(stable=True, descending=down).indices]
-    return PseudoLabels(idx, chosen[idx], torch.ones(len(idx), device=idx.device), C)
+    def give(self, mask, labels, scores): self.label[mask], self.score[mask] = labels[mask], scores[mask]
+
+    def fill(self, rows, got, classes, scores):
+        hit = got>=0
+        rows, got, scores = rows[hit], got[hit], scores[hit]
+        self.label[rows], self.score[rows], self.filled[rows] = classes[got], scores.gather(1, got[:,None])[:,0], True
+
+    def done(self): # by class, own before filled, best first
+        idx = (self.label>=0).nonzero()[:,0]
+        idx = idx[self.score[idx].sort(stable=True, descending=True).indices]
+        idx = idx[(2*self.label+self.filled)[idx].sort(stable=True).indices]
+        return PseudoLabels(idx, self.label[idx], torch.ones(len(idx), device=idx.device), self.C)
 
 # %% ../nbs/05_pseudolabels.ipynb #53cae74e
 def fpl(
@@ -186,7 +191,9 @@ def zscore(
 )->torch.Tensor: # same shape, mean 0 and deviation 1 along `dim`
     "Scores with mean 0 and deviation 1; a constant row gives zeros."
     Z = Z-Z.mean(dim, keepdim=True)
-    return Z/Z.std(dim, keepdim=True).nan_to_num().clamp(min=1e-6)
+    return Z/_std(Z, dim).clamp(min=1e-6)
+
+def _std(Z, dim): return Z.std(dim, correction=int(Z.shape[dim]>1), keepdim=True)
 
 # %% ../nbs/05_pseudolabels.ipynb #3fa89e8f
 def centered_scores(
@@ -200,7 +207,7 @@ def centered_scores(
     if Z.shape[1]>2: return zscore(Z)
     # With two classes every z-score would be ±.7: keep how sure each image is, and scale the pool as a whole.
     Z = Z-Z.mean(1, keepdim=True)
-    return Z/Z.std(1).nan_to_num().mean().clamp(min=1e-6)
+    return Z/_std(Z, 1).mean().clamp(min=1e-6)
 
 # %% ../nbs/05_pseudolabels.ipynb #c5ad4d40
 @dataclass
@@ -235,14 +242,15 @@ def sinkhorn(
     "The assignment with the given class shares that is nearest to the softmax of `logits`."
     n, C = logits.shape
     share = _prior(prior, C, logits)*n
-    # The first scaling is done on logarithms: a class that nobody wants would underflow otherwise.
+    # Scaling on logarithms first: the exponential of a class that nobody wants would underflow.
     L = logits-logits.amax(1, keepdim=True)
-    L = L + (share.clamp(min=1e-20).log()-L.logsumexp(0))
+    L.sub_(L.amax(0)).masked_fill_(share==0, -math.inf)
     K = L.sub_(L.amax(1, keepdim=True)).exp_().clamp_(min=1e-20)
     u, v = K.new_ones(n), K.new_ones(C)
     for _ in range(rounds):
-        v = share/(K.T@u).clamp(min=1e-30)
+        old, v = v, share/(K.T@u).clamp(min=1e-30)
         u = 1/(K@v).clamp(min=1e-30)
+        if torch.allclose(v, old, rtol=1e-4, atol=0.): break
     # Denormal numbers make matrix products a hundred times slower: what is that small is zero.
     return F.threshold_(K.mul_(u[:,None]).mul_(v), 1e-20, 0.)
 
@@ -344,30 +352,15 @@ def starting_logits(
     if any(n.startswith('smooth') for n in names):
         s = smooth(z, neighbours(U)) if len(U)>1 else z
         out |= dict(smooth=s, smooth3=3*s, smooth8=8*s)
-    if 'kmeans' in names: out['kmeans'] = 5*_named_clusters(z, U, seed)
-    return {n: out[n] for n in names}
+    if 'kmeans' in names and len(U)>=z.shape[1]: out['kmeans'] = 5*_named_clusters(z, U, seed)
+    return {n: out[n] for n in names if n in out}
 
 # %% ../nbs/05_pseudolabels.ipynb #e823d13e
-def _kmeans(U, k, seed, rounds=30): # (N,) cluster of each image; spherical, k-means++ seeds
-    g = torch.Generator().manual_seed(seed)
-    centres = U[torch.randint(len(U), (1,), generator=g).to(U.device)]
-    far = 1-U@centres[0]
-    for _ in range(k-1):
-        i = torch.multinomial(far.clamp(min=0).square().cpu()+1e-12, 1, generator=g).to(U.device)
-        centres, far = torch.cat([centres, U[i]]), torch.minimum(far, 1-U@U[i[0]])
-    for _ in range(rounds):
-        a = (U@centres.T).argmax(1)
-        centres = F.normalize(torch.zeros_like(centres).index_add_(0, a, U) + 1e-6*centres, dim=1)
-    return (U@centres.T).argmax(1)
-
 def _named_clusters(z, U, seed): # (N,C) one-hot classes of the clusters
     C = z.shape[1]
-    O = F.one_hot(_kmeans(U, C, seed), C).to(z)
+    O = F.one_hot(spherical_kmeans(U, C, seed).assign, C).to(z)
     mean = (O.T@z)/O.sum(0).clamp(min=1)[:,None]
-    row,col = linear_sum_assignment(-mean.cpu().numpy())
-    name = torch.empty(C, dtype=torch.long)
-    name[torch.as_tensor(row)] = torch.as_tensor(col)
-    return F.one_hot(name.to(z.device)[O.argmax(1)], C).to(z)
+    return F.one_hot(match_clusters(mean)[O.argmax(1)], C).to(z)
 
 # %% ../nbs/05_pseudolabels.ipynb #70cb0d3e
 def mixture(
@@ -387,7 +380,8 @@ def mixture(
     if len(U)!=len(z): raise ValueError(f'expected features of the same images as the scores, got {len(U)} and {len(z)}')
     assign = (lambda l: sinkhorn(l, prior)) if balanced else (lambda l: l.softmax(1))
     part = slice(None) if len(z)<=sample else torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:sample].to(z.device)
-    fits = {n: run_mixture(s, z[part], U[part], kappa, weight, rounds, assign) for n,s in starting_logits(starts, z[part], U[part], seed).items()}
+    start = starting_logits(starts, z[part], U[part], seed) or {'plain': z[part]}
+    fits = {n: run_mixture(s, z[part], U[part], kappa, weight, rounds, assign) for n,s in start.items()}
     best = max(fits, key=lambda n: fits[n][2])
     q,mu,J = fits[best]
     if len(z)>sample: q,mu,J = run_mixture(weight*z + kappa*U@mu.T, z, U, kappa, weight, 2, assign)
