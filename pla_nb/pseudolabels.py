@@ -82,9 +82,10 @@ def match_by_score(
         # A full class never gets worse: whoever is below its worst image need not ask.
         worst = S.new_full(quota.shape, math.inf).scatter_reduce_(0, c[held], best[held], 'amin')
         worst[torch.bincount(c[held], minlength=len(quota))<quota] = -math.inf
-        R = S[sent].scatter_(1, c[sent,None], -math.inf)
+        R = S.index_select(0, sent).scatter_(1, c[sent,None], -math.inf)
         R.masked_fill_(R<worst, -math.inf)
-        S[sent], c[sent], best[sent] = R, R.argmax(1), R.amax(1)
+        S.index_copy_(0, sent, R)
+        c[sent], best[sent] = R.argmax(1), R.amax(1)
 
 # %% ../nbs/05_pseudolabels.ipynb #6a78e9d3
 def _checked(scores, what): # (N,C) float
@@ -139,7 +140,7 @@ def select_topk(
     left = left - torch.bincount(yhat[own], minlength=C)
     rest, short = (free & ~own).nonzero()[:,0], (left>0).nonzero()[:,0]
     if len(rest) and len(short):
-        L = S[rest[:,None], short]
+        L = S.index_select(0, rest).index_select(1, short)
         got = match_by_score(L, left[short])
         lists.fill(rest, got, short, L)
     return lists.done()
@@ -324,15 +325,17 @@ def run_mixture(
     U, # (N,d') unit-norm centred features
     kappa:float, # concentration of a class
     weight:float, # of the text scores in the later rounds
-    rounds:int, # of both steps; 4 of 7 at full weight
+    rounds:int, # at most; 4 of 7 at full weight
     assign, # logits -> (N,C) soft labels
 )->tuple: # (soft labels, prototypes, objective)
     "Alternate soft labels and prototypes from one start."
-    q = assign(start)
-    for r in range(rounds):
-        mu = F.normalize(q.T@U, dim=1)
-        w = max(1., weight) if r<rounds*4//7 else weight
-        q = assign(w*z + kappa*U@mu.T)
+    q, first = assign(start), rounds*4//7
+    for w,n in ((max(1., weight), first), (weight, rounds-first)):
+        mu = None
+        for _ in range(n):
+            old, mu = mu, F.normalize(q.T@U, dim=1)
+            q = assign(w*z + kappa*U@mu.T)
+            if old is not None and (mu-old).square().sum(1).max()<1e-6: break # nothing moves any more
     mu = F.normalize(q.T@U, dim=1)
     J = ((q*(weight*z + kappa*U@mu.T)).sum() + torch.special.entr(q).sum())/len(z)
     return q, mu, float(J)
@@ -368,7 +371,7 @@ def mixture(
     U, # (N,d') unit-norm centred vision features (`VisionSpace`)
     kappa:float=20., # concentration of a class
     weight:float=.5, # λ, weight of the text scores
-    rounds:int=35, # of both steps; the first 4 of 7 at full weight
+    rounds:int=35, # of both steps, at most; the first 4 of 7 at full weight
     balanced:bool=True, # give each class its share of `prior`
     prior=None, # (C,) shares of the classes; None: equal
     starts=STARTS, # which starts to try
