@@ -78,7 +78,7 @@ def kmeans_plus_plus(
 ) -> Tensor: # (k,d) rows of X
     "Rows far from each other, by greedy k-means++"
     tries = 2+int(math.log(k))
-    u = torch.rand(k, tries, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(X.device)
+    u = torch.rand(k, tries, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     start = _draw(torch.ones(len(X), device=X.device) if weights is None else weights, u[0,:1])
     chosen,far = [start],1-X@X[start[0]]
     for i in range(1, k):
@@ -92,9 +92,10 @@ def kmeans_plus_plus(
 # %% ../nbs/04_align.ipynb #78bca205
 def _draw(p, u):
     "Positions drawn with probabilities proportional to `p`, one for each number of `u` in 0..1"
-    c = p.double().cumsum(0)
-    if not c[-1]>0: return (u*len(p)).long().clamp(max=len(p)-1) # all rows are where centroids are
-    return torch.searchsorted(c, u*c[-1], right=True).clamp(max=len(p)-1)
+    c = p.cpu().double().cumsum(0) # some devices have no float64
+    if c[-1]>0: at = torch.searchsorted(c, u*c[-1], right=True)
+    else: at = (u*len(p)).long() # all rows are where centroids are
+    return at.clamp(max=len(p)-1).to(p.device)
 
 # %% ../nbs/04_align.ipynb #110e71c6
 def spherical_kmeans(
@@ -139,7 +140,7 @@ def match_clusters(
     scores: Tensor, # (K,C) how well a cluster goes with a class; larger is better
 ) -> Tensor: # (K,) int64 class of each cluster, -1 for clusters left over when K > C
     "One class for each cluster and one cluster for each class, with the largest sum of scores (Hungarian algorithm)"
-    s = scores.detach().double().cpu()
+    s = scores.detach().cpu().double()
     if not torch.isfinite(s).all(): raise ValueError('the scores hold nan or inf')
     rows,cols = linear_sum_assignment(s.numpy(), maximize=True)
     out = torch.full((len(s),), -1, dtype=torch.long)
@@ -251,7 +252,7 @@ class _Removal:
 
     def best(self, c):
         "(position in R, cluster, probability, cosine) of the pair that agrees best"
-        S = (self.T[self.R]@self.prototypes(c).T).double()
+        S = (self.T[self.R]@self.prototypes(c).T).cpu().double()
         # the text does not scale the cosines, the released code does; logarithms keep apart what saturates at one
         P = (S*(1 if self.variant=='paper' else self.logit_scale)).log_softmax(1)
         i,j = divmod(int(P.argmax()), P.shape[1])
@@ -338,7 +339,7 @@ def agreement(
     "Share of images whose prediction is the class that their cluster was matched with"
     K = int(assign.max())+1
     joint = torch.bincount(assign*C+pred, minlength=K*C).view(K, C)
-    own = match_clusters(joint.double())
+    own = match_clusters(joint.float())
     return float((own.to(assign.device)[assign]==pred).float().mean())
 
 # %% ../nbs/04_align.ipynb #61fa2c7d
@@ -383,9 +384,10 @@ def diagnose(
     left = torch.tensor([[c in m.final for c in range(len(classes))] for m in found]).float().mean(0)
     wrong = [c for c in found[0].counts.argsort(stable=True).tolist() if c in found[0].low and left[c]>=.5]
     P = (scale*(V@T.T)).softmax(1)
+    Q = (scale*(_centered(V)@_centered(T).T)).softmax(1) if center else P # a name that is near to all images has nothing in common with all
     counts = P.argmax(1).bincount(minlength=len(classes)).cpu()
     best,agree = _against_clusters(V, T, U, center, seed)
-    return Diagnosis(task, classes, counts, [classes[c] for c in wrong], confusable_classes(P, T, classes), soft_confusion(P).cpu(),
+    return Diagnosis(task, classes, counts, [classes[c] for c in wrong], confusable_classes(Q, T, classes), soft_confusion(P).cpu(),
         gini(counts.numpy()), agree, best.cpu(), left, found)
 
 # %% ../nbs/04_align.ipynb #914692e2
@@ -416,7 +418,7 @@ def plot(self:Diagnosis,
     top: int = 12, # names and confusions to draw
 ):
     "Counts, names against groups, confusions"
-    if axes is None: _,axes = plt.subplots(1, 3, figsize=(13,4), layout='constrained')
+    if axes is None: _,axes = plt.subplots(1, 3, figsize=(11,3.6), layout='constrained')
     plot_counts(self.counts.numpy(), classes=self.classes, labels=('zero-shot',), ax=axes[0])
     _plot_scores(self, axes[1], top)
     plot_confusion_graph(self.edges, top=top, nodes=top, ax=axes[2])
