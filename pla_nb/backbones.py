@@ -298,6 +298,7 @@ class OpenClip(Backbone):
         oc,pretrained = _need('open_clip', 'clip'), pretrained and str(pretrained)
         _check_name(oc, name, pretrained)
         self.name,self.template,self.device = name,template,pick_device(device)
+        self.pretrained,self.seed = pretrained,seed
         self.precision = pick_precision(precision, self.device)
         self.model = _create(oc, name, pretrained, seed, kw).eval().requires_grad_(False).to(self.device)
         self.tokenizer = _tokenizer(oc, name, self.context_length, random=not pretrained and ':' not in name)
@@ -432,7 +433,7 @@ class Starter(Backbone):
     def __init__(self,
         device = None, # 'cpu', 'cuda', ...; None takes the best one there is
         precision: str = 'auto', # of the image tower: 'auto' | 'fp32' | 'bf16' | 'fp16'
-        tau: float = .12, # temperature of the text distribution; .1 to .14 serve short and long class lists
+        tau: float = .08, # temperature of the text distribution; .07 to .12 serve names, .05 to .08 sentences [measured]
         template: str = 'a photo of a {}.', # sentence around a class name and around ImageNet's names
         logit_scale: float = 20., # factor on cosines before a softmax
     ):

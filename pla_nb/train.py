@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .margin import class_ratio, margin_loss, margin_matrix, similarity_fusion
-from .pseudolabels import (PseudoLabels, VisionSpace, centered_scores, growth, mixture, neighbours,
+from .pseudolabels import (STARTS, PseudoLabels, VisionSpace, centered_scores, growth, mixture, neighbours,
     select_topk, sinkhorn, smooth)
 
 # %% ../nbs/08_train.ipynb #c97cfe52
@@ -49,6 +49,12 @@ class CAPConfig:
     noise: float = .5 # strong view: length of the noise, against 1 of the feature
     exclude_selected: bool = False # leave the pseudolabeled images out of the unlabeled loss [paper figure]
 
+    def __post_init__(self):
+        if self.start not in ('mixture','zero-shot'): raise ValueError(f"expected start 'mixture' or 'zero-shot', got {self.start!r}")
+        if self.weighting not in ('paper','released'): raise ValueError(f"expected weighting 'paper' or 'released', got {self.weighting!r}")
+        for name,least in dict(k=1, epochs=0, batch_size=1, dim=1, hops=0, n_neighbours=1, hidden=1).items():
+            if (v := getattr(self, name))<least: raise ValueError(f'expected {name} of {least} or more, got {v}')
+
     @classmethod
     def paper(cls, **kw)->'CAPConfig':
         "The switches that the paper describes, on cached features"
@@ -67,6 +73,7 @@ class Evidence:
     T: Tensor # (C,d) text features, unit norm
     mean: Tensor # (d,) mean of the pool's joint features
     space: VisionSpace # of the vision features
+    scale: Tensor|None = None # () with two classes: what stands for the deviation over classes, see `centered_scores`
 
     @classmethod
     def fit(cls,
@@ -77,11 +84,22 @@ class Evidence:
     )->'Evidence':
         "Means and directions of a pool"
         X = V if U is None else U
-        return cls(T, V.mean(0), VisionSpace.fit(X, min(dim, *X.shape)))
+        space = VisionSpace.fit(X, min(dim, *X.shape))
+        # matrix products differ in the last bit between memory layouts, and a saved basis comes back with rows in order
+        ev = cls(T, V.mean(0), VisionSpace(space.mean, space.basis.contiguous()))
+        # two classes are scaled by the pool: a single image must not be scaled by itself
+        if len(T)==2: ev.scale = ev._two(V, T).std(1, keepdim=True).mean().clamp(min=1e-6)
+        return ev
 
     def text(self, V, delta=0.)->Tensor: # (N,C) z-scored over the classes
         "What the texts say; `delta` moves them"
+        if self.scale is not None: return self._two(V, self.T+delta)/self.scale
         return centered_scores(V, self.T+delta, self.mean)
+
+    def _two(self, V, T):
+        "Centred cosines with two classes, mean 0 for each image"
+        Z = F.normalize(V-self.mean, dim=1)@F.normalize(T-T.mean(0), dim=1).T
+        return Z-Z.mean(1, keepdim=True)
 
     def vision(self, V, U=None)->Tensor: # (N,r) unit norm
         "Images among images"
@@ -119,6 +137,7 @@ class Head(nn.Module):
 
     def forward(self, V, U=None)->Tensor: # (N,C)
         "Logits of images, adapters off"
+        V,U = (x if x is None else torch.as_tensor(x).to(self.prototypes) for x in (V, U))
         return self.logits(V, self.evidence.vision(V, U))
 
 # %% ../nbs/08_train.ipynb #7133a926
@@ -144,13 +163,12 @@ def first_labels(
 )->Tensor: # (N,C) rows sum to 1
     "Soft labels to start from"
     z,free = evidence.text(V),given<0
-    q = F.one_hot(given.clamp(min=0), len(admissible)).to(z)
-    prior = admissible.to(z)/admissible.sum()
+    q,l = F.one_hot(given.clamp(min=0), len(admissible)).to(z),z[free][:,admissible]
     if cfg.start=='mixture':
         s = sharpen(u, nbrs, cfg.hops)
-        q[free] = mixture(z[free], s[free], cfg.kappa, cfg.text_weight, balanced=cfg.balance or not admissible.all(), prior=prior, seed=cfg.seed).q
-    elif cfg.start=='zero-shot': q[free] = z[free].masked_fill(~admissible, -math.inf).softmax(1)
-    else: raise ValueError(f"expected start 'mixture' or 'zero-shot', got {cfg.start!r}")
+        soft = mixture(l, s[free], cfg.kappa, cfg.text_weight, balanced=cfg.balance, starts=STARTS[:5], seed=cfg.seed).q
+    else: soft = l.softmax(1)
+    q[free] = soft.new_zeros(len(l), len(admissible)).index_copy_(1, admissible.nonzero()[:,0], soft)
     return q
 
 # %% ../nbs/08_train.ipynb #57885086
@@ -184,11 +202,11 @@ class Fit:
     def __repr__(self): return f'Fit({len(self.history)} epochs, {self.seconds:.1f} s, {self.selected})'
 
 # %% ../nbs/08_train.ipynb #e4334483
-@torch.inference_mode()
-def _margin(head, V, u, selected, logits, cfg, seen):
-    "Margin of the epoch, from predictions of the whole pool"
+@torch.no_grad()
+def _margin(head, u, selected, logits, cfg, given, seen):
+    "Margin of the epoch, from predictions of all unlabeled images"
     conf,pred = logits.softmax(1).max(1)
-    r = class_ratio(pred, logits.shape[1], conf>cfg.tau, seen)
+    r = class_ratio(pred, logits.shape[1], (conf>cfg.tau) & (given<0), seen)
     w = torch.zeros_like(head.prototypes).index_add_(0, selected.labels, u[selected.indices])
     has = torch.bincount(selected.labels, minlength=len(w))>0
     text = F.normalize(head.evidence.T+head.delta-(head.evidence.T+head.delta).mean(0), dim=1)
@@ -197,14 +215,14 @@ def _margin(head, V, u, selected, logits, cfg, seen):
     return margin_matrix(S, r, cfg.margin, cfg.weighting), r
 
 # %% ../nbs/08_train.ipynb #a8f7dffe
-@torch.inference_mode()
+@torch.no_grad()
 def _relabel(head, V, u, cfg, given, admissible):
     "Logits of the pool, and its soft labels"
     logits = torch.cat([head.logits(a, b) for a,b in zip(V.split(8192), u.split(8192))])
     free = given<0
     q = F.one_hot(given.clamp(min=0), logits.shape[1]).to(logits)
     l = logits[free].masked_fill(~admissible, -1e4)
-    q[free] = sinkhorn(l, admissible.float()) if cfg.balance else l.softmax(1)
+    q[free] = sinkhorn(l, admissible.to(l)) if cfg.balance else l.softmax(1)
     return logits,q
 
 # %% ../nbs/08_train.ipynb #8a2c2a53
@@ -243,22 +261,20 @@ def fit_head(
     callback=None, # called with the row of each epoch
 )->Fit:
     "Adapt to an unlabeled pool (CAP over cached features)"
-    began,dev = time.time(),V.device
-    N,C = len(V),len(T)
-    if C<2: raise ValueError(f'expected at least 2 classes, got {C}')
-    if N<C: raise ValueError(f'expected at least one image per class, got {N} images for {C} classes: add images, or drop classes')
-    ev = Evidence.fit(V, T, U if cfg.vision else None, cfg.dim)
-    u = ev.vision(V, U if cfg.vision else None)
+    began = time.time()
+    V,T,U = _checked_features(V, T, U if cfg.vision else None)
+    (N,C),dev = (len(V), len(T)),V.device
+    given,lab,admissible = _checked_labels(labeled, seen, N, C, dev)
+    ranking = ranking if cfg.start=='zero-shot' else None
+    ev = Evidence.fit(V, T, U, cfg.dim)
+    u = ev.vision(V, U)
     nbrs = neighbours(u, min(cfg.n_neighbours, N-1))
-    given = torch.full((N,), -1, device=dev)
-    lab = tuple(torch.as_tensor(np.asarray(o), device=dev).long() for o in (labeled if labeled is not None else ([],[])))
-    given[lab[0]] = lab[1]
-    admissible = torch.ones(C, dtype=torch.bool, device=dev)
-    admissible[list(seen)] = False
     q = first = first_labels(V, u, ev, cfg, nbrs, given, admissible)
-    torch.manual_seed(cfg.seed)
     g = torch.Generator().manual_seed(cfg.seed)
-    head = Head(ev, _prototypes(q, u, _select(q, cfg.k, given, admissible), cfg), cfg)
+    sel = _select(q, cfg.k, given, admissible, ranking)
+    with torch.random.fork_rng(devices=[]): # the caller's random numbers stay as they are
+        torch.manual_seed(cfg.seed)
+        head = Head(ev, _prototypes(q, u, sel, cfg), cfg)
     free = (given<0).nonzero()[:,0]
     k = growth(cfg.k, max(1, len(free)//int(admissible.sum())), cfg.rho, cfg.epochs) if cfg.grow else lambda e: cfg.k
     params = [p for p in head.parameters() if p.requires_grad]
@@ -267,24 +283,56 @@ def fit_head(
     sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, max(1, cfg.epochs*steps))
     M,rows = torch.zeros(C, C, device=dev),[]
     for e in tqdm(range(cfg.epochs), desc='training', unit='epoch', disable=not progress):
-        if e: logits,q = _relabel(head, V, u, cfg, given, admissible)
-        sel = _select(q, k(e), given, admissible, ranking if e==0 and cfg.start=='zero-shot' else None)
-        if e and cfg.margin: M,_ = _margin(head, V, u, sel, logits, cfg, list(seen) or None)
+        if e:
+            logits,q = _relabel(head, V, u, cfg, given, admissible)
+            sel = _select(q, k(e), given, admissible)
+            if cfg.margin: M = _margin(head, u, sel, logits, cfg, given, list(seen) or None)[0]
         pool = free[~torch.isin(free, sel.indices)] if cfg.exclude_selected else free
         order = pool[torch.randperm(len(pool), generator=g).to(dev)]
         losses,sure = [],0
         for s in range(steps):
-            loss,n = _step(head, V, u, q, sel, order[s*cfg.batch_size:(s+1)*cfg.batch_size], lab, M.clone(), nbrs, cfg, g)
-            if loss.requires_grad:
-                opt.zero_grad(); loss.backward(); opt.step()
-            sched.step()
+            loss,n = _step(head, V, u, q, sel, order[s*cfg.batch_size:(s+1)*cfg.batch_size], lab, M, nbrs, cfg, g)
+            opt.zero_grad()
+            if loss.requires_grad: loss.backward()
+            opt.step(); sched.step()
             losses.append(float(loss.detach())); sure += n
         counts = torch.bincount(q[free].argmax(1), minlength=C).float()
         rows.append(dict(epoch=e, loss=float(np.mean(losses)), selected=len(sel), k=k(e), confident=sure/max(1, len(pool)),
                          fewest=int(counts[admissible].min()), most=int(counts.max()), margin=float(M.sum()/(C*(C-1)))))
         if callback: callback(rows[-1])
     last = _relabel(head, V, u, cfg, given, admissible)[1] if cfg.epochs else q
-    return Fit(head.eval().requires_grad_(False), pd.DataFrame(rows), first, last, sel if cfg.epochs else _select(q, cfg.k, given, admissible), M, time.time()-began)
+    return Fit(head.eval().requires_grad_(False), pd.DataFrame(rows), first, last, sel, M, time.time()-began)
+
+def _checked_features(V, T, U):
+    "Features as float32 on one device, or an error that says what is wrong with them"
+    out = []
+    for name,x in dict(V=V, T=T, U=U).items():
+        if x is None: out.append(None); continue
+        x = torch.as_tensor(x)
+        if x.ndim!=2 or not x.is_floating_point(): raise ValueError(f'expected {name} as a matrix of floats with a row for each {"class" if name=="T" else "image"}, got {x.dtype} of shape {tuple(x.shape)}')
+        x = x.detach().float().to(out[0].device if out else x.device)
+        bad = ~x.isfinite().all(1)
+        if bad.any(): raise ValueError(f'{name} has NaN or infinity in {int(bad.sum())} of {len(x)} rows, first in row {int(bad.nonzero()[0])}: encode these again, or leave them out')
+        out.append(x)
+    V,T,U = out
+    if V.shape[1]!=T.shape[1]: raise ValueError(f'V has {V.shape[1]} columns and T {T.shape[1]}: images and texts have to be encoded by one model')
+    if U is not None and len(U)!=len(V): raise ValueError(f'expected a row of U for each of the {len(V)} images, got {len(U)}')
+    if len(T)<2: raise ValueError(f'expected at least 2 classes, got {len(T)}')
+    if len(V)<len(T): raise ValueError(f'expected at least one image per class, got {len(V)} images for {len(T)} classes: add images, or drop classes')
+    return V,T,U
+
+def _checked_labels(labeled, seen, N, C, dev):
+    "(class of labeled images, -1 elsewhere; (indices, classes); classes that unlabeled images may have)"
+    i,y = (torch.as_tensor(np.asarray(o)).long().to(dev) for o in (labeled if labeled is not None else ([],[])))
+    if len(i)!=len(y): raise ValueError(f'expected a class for each of the {len(i)} labeled images, got {len(y)}')
+    if len(i) and not (0<=int(i.min()) and int(i.max())<N and 0<=int(y.min()) and int(y.max())<C):
+        raise ValueError(f'expected labeled images 0 to {N-1} of classes 0 to {C-1}, got images {int(i.min())} to {int(i.max())} of classes {int(y.min())} to {int(y.max())}')
+    if bad := [c for c in seen if not 0<=c<C]: raise ValueError(f'expected seen classes 0 to {C-1}, got {bad[0]}')
+    given,admissible = torch.full((N,), -1, device=dev),torch.ones(C, dtype=torch.bool, device=dev)
+    given[i],admissible[list(seen)] = y,False
+    if not admissible.any(): raise ValueError(f'all {C} classes are seen: there is no class left for the unlabeled images')
+    if not (given<0).any(): raise ValueError(f'all {N} images are labeled: there is nothing to adapt to without labels')
+    return given,(i, y),admissible
 
 # %% ../nbs/08_train.ipynb #926b1ac5
 def _prototypes(q, u, sel, cfg):
