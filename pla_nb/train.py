@@ -137,7 +137,9 @@ class Head(nn.Module):
 
     def forward(self, V, U=None)->Tensor: # (N,C)
         "Logits of images, adapters off"
-        V,U = (x if x is None else torch.as_tensor(x).to(self.prototypes) for x in (V, U))
+        V,U = (x if x is None else torch.as_tensor(x).to(self.prototypes) for x in (V, U if self.cfg.vision else None))
+        if (got := (V if U is None else U).shape[1])!=(want := len(self.evidence.space.mean)):
+            raise ValueError(f"expected image features with {want} columns{' as U' if U is None else ''}, got {got}: encode the images with the model of the pool")
         return self.logits(V, self.evidence.vision(V, U))
 
 # %% ../nbs/08_train.ipynb #7133a926
