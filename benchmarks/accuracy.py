@@ -1,0 +1,121 @@
+"""Accuracy on held-out images, written to results/accuracy.csv. No label of the training pool is read, except by the linear probe.
+
+    python benchmarks/accuracy.py [--seeds 3] [--only fashion_mnist]
+"""
+import argparse, os, sys, time, warnings
+from pathlib import Path
+os.environ.setdefault('OMP_NUM_THREADS', '1') # small products: a second thread mostly waits
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import numpy as np, torch
+from dataclasses import replace
+from sklearn.linear_model import LogisticRegression
+import torch.nn.functional as F
+from pla_nb.all import *
+from pla_nb.classifier import embed_candidates, read_descriptions, zero_shot_proba
+import ledger
+
+HERE = Path(__file__).parent
+SHARED = Path(os.environ.get('PLA_SHARED', HERE.parent.parent/'shared'))
+KEY = ['dataset','model','paradigm','dial','strategy','variant','seed']
+
+def tasks(name):
+    "Unlabeled pool and held-out test images"
+    if name=='fashion_mnist': return fashion_mnist('pool'),fashion_mnist('test'),'garment photo'
+    root = SHARED/'data'/'caltech101'
+    if not root.exists(): return None
+    pool,test = [Task.from_folder(root/o) for o in ('train','test')]
+    return pool,test,'photo'
+
+def descriptions(name, vlm, f, context):
+    "Descriptions by the embedded LLM, asked once and kept in a file"
+    path = HERE/'descriptions'/f'{name}_embedded.json'
+    if path.exists(): return Descriptions.load(path)
+    d = diagnose(vlm, f.task, features=f, progress=False)
+    from pla_nb.classifier import _doubtful
+    return describe(_doubtful(d), context, EmbeddedLLM(), n=3, confusable=d.confusable, path=path)
+
+def unread(task):
+    "The same task, without targets"
+    return replace(task, targets=None)
+
+class Case:
+    "A data set, encoded once"
+    def __init__(self, name, vlm):
+        pool,test,context = tasks(name)
+        self.name,self.vlm = name,vlm
+        f,self.test = features(vlm, pool),features(vlm, test)
+        self.targets,self.f = torch.tensor(f.task.targets),replace(f, task=unread(f.task))
+        self.classes = self.f.task.classes
+        self.y = np.array(self.test.task.targets)
+        self.zero = vlm.encode_classes(self.classes)
+        self.texts = {'names': None, 'written descriptions': read_descriptions(name if name=='fashion_mnist' else 'caltech101', self.classes, vlm.template), 'embedded LLM': descriptions(name, vlm, self.f, context)}
+        self.diagnosis = diagnose(vlm, self.f.task, features=self.f, progress=False)
+        self.T = {k: self._mean(v) for k,v in self.texts.items()}
+
+    def _mean(self, texts):
+        return F.normalize(torch.stack([F.normalize(c, dim=1).mean(0) for c in embed_candidates(self.vlm, self.classes, texts)[1]]), dim=1)
+
+    def row(self, strategy, variant, seed, scores, seconds):
+        m = evaluate(scores if isinstance(scores, np.ndarray) else scores.softmax(1).numpy(), self.y, self.classes)
+        z = evaluate(zero_shot_proba(self.test.V, self.zero, self.vlm.logit_scale).numpy(), self.y, self.classes)
+        return dict(dataset=self.name, model=self.vlm.name, paradigm='UL', dial='features', strategy=strategy, variant=variant, seed=seed,
+                    zero_shot=round(z.accuracy, 4), accuracy=round(m.accuracy, 4), macro_accuracy=round(m.macro_accuracy, 4), gini=round(m.gini, 4), worst10=round(m.worst10, 4), seconds=round(seconds, 2))
+
+def timed(f):
+    t = time.time(); x = f()
+    return x,time.time()-t
+
+def probe(c):
+    "Ceiling: logistic regression with all labels of the pool"
+    space = VisionSpace.fit(c.f.U, 512)
+    m = LogisticRegression(C=10, max_iter=300).fit(space(c.f.U).numpy(), c.targets.numpy())
+    return m.predict_proba(space(c.test.U).numpy())
+
+def mix(c, texts, plain):
+    "The mixture without training: as first tried (`plain`), or as the library does it"
+    space,T = VisionSpace.fit(c.f.U, 1280 if plain else 256),c.T[texts]
+    if plain:
+        z,zt = zscore(c.f.V@T.T),zscore(c.test.V@T.T)
+        m = mixture(z, space(c.f.U), 20., 1., 30, balanced=False, starts=('plain',))
+    else:
+        z,zt = centered_scores(c.f.V, T),centered_scores(c.test.V, T, c.f.V.mean(0))
+        m = mixture(z, space(c.f.U))
+    return m.scores(zt, space(c.test.U))
+
+def cap(c, texts, choose='mean', **kw):
+    clf = CAP(c.vlm, CAPConfig(**kw) if 'preset' not in kw else getattr(CAPConfig, kw.pop('preset'))(**kw)).fit(c.f.task, descriptions=c.texts[texts], features=c.f, diagnosis=c.diagnosis, progress=False, choose=choose)
+    return clf.logits(c.test.V, c.test.U)
+
+FPL = dict(start='zero-shot', grow=False, margin=0., balance=False, tau=2., hops=0, text_weight=.5)
+ABLATIONS = {'no margin': dict(margin=0.), 'margin δ': dict(weighting='paper'), 'no growth': dict(grow=False), 'no alignment by clusters': dict(start='zero-shot'),
+    'no sharpening': dict(hops=0), 'no balance': dict(balance=False), 'no vision-only features': dict(vision=False), 'no text training': dict(train_text=False),
+    'no adapters': dict(adapters=False), 'paper preset': dict(preset='paper'), 'released preset': dict(preset='released')}
+
+def rows(c, seeds):
+    "All rows of a data set, one after the other"
+    p,s = timed(lambda: probe(c)); yield c.row('linear probe', 'all labels', 0, p, s)
+    for t in c.texts:
+        for n,plain in (('mixture, plain', True), ('mixture', False)):
+            p,s = timed(lambda: mix(c, t, plain)); yield c.row(n, t, 0, p, s)
+        for seed in range(seeds):
+            p,s = timed(lambda: cap(c, t, seed=seed, **FPL)); yield c.row('fpl', t, seed, p, s)
+            p,s = timed(lambda: cap(c, t, seed=seed)); yield c.row('cap', t, seed, p, s)
+            if t!='names':
+                p,s = timed(lambda: cap(c, t, 'support', seed=seed)); yield c.row('cap', f'{t}, best supported only', seed, p, s)
+    for n,kw in ABLATIONS.items():
+        for seed in range(seeds):
+            p,s = timed(lambda: cap(c, 'written descriptions', seed=seed, **kw)); yield c.row('cap', f'written descriptions, {n}', seed, p, s)
+
+if __name__=='__main__':
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='')
+    a = a.parse_args()
+    torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
+    vlm = VLM('starter')
+    for name in ('fashion_mnist','caltech101'):
+        if a.only and name!=a.only: continue
+        if not tasks(name): print(f'{name}: no photos in {SHARED}, skipped'); continue
+        c,out = Case(name, vlm),[]
+        for r in rows(c, a.seeds):
+            out.append(r); print(f"{r['dataset']:14} {r['strategy']:15} {r['variant']:45} {r['seed']}  {r['zero_shot']:.3f} -> {r['accuracy']:.3f}  worst {r['worst10']:.2f}  {r['seconds']:.1f} s", flush=True)
+        ledger.append('accuracy.csv', out, KEY)
