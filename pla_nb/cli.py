@@ -182,7 +182,7 @@ def adapt_command(a):
     cfg,task = _config(a, lib),_task(a, lib)
     test = lib.Task.from_folder(a.test, task.classes) if a.test else None
     if a.descriptions: lib.read_descriptions(a.descriptions, task.classes)
-    texts,vlm = a.descriptions or _engine(a.engine, lib),_vlm(a, lib)
+    texts,vlm = a.descriptions or _engine(a.engine or 'none', lib),_vlm(a, lib)
     f = lib.features(vlm, task, strict=a.strict, progress=not a.quiet)
     with _half_of_the_cores():
         d = lib.diagnose(vlm, f.task, features=f)
@@ -342,7 +342,7 @@ def demo_command(a):
         clf = fit(written)
         rows['adapted, written descriptions'] = _measured(clf, ft, lib)
         place,report = _keep(clf, a.out, test, a, lib)
-    report.metrics = {k: m.row() for k,m in rows.items()}
+    report.summary = {k: lib.percent(m.accuracy) for k,m in rows.items()} | {'labels read': 'none'}
     report.save(place/'report.html')
     _say(*_demo_end(rows, place, report, time.time()-began, lib, a, d))
 
@@ -399,7 +399,7 @@ def _adapt_arguments(p):
     p.add_argument('--out', metavar='DIR', help='folder for the classifier and its report')
     g = p.add_mutually_exclusive_group()
     g.add_argument('--descriptions', metavar='FILE', help='JSON {"class": "sentence" or ["sentence", ...]}')
-    g.add_argument('--engine', default='none', help='who describes doubted classes: none, embedded, ollama:MODEL, auto (default: none)')
+    g.add_argument('--engine', help='who describes doubted classes: none, embedded, ollama:MODEL, auto (default: none)')
     p.add_argument('--context', default='photo', metavar='WORDS', help="what the images are, as in 'garment photo' (default: photo)")
     p.add_argument('--test', metavar='FOLDER', help='held-out images in class folders, for accuracies in the report')
     p.add_argument('--paradigm', default='UL', choices=['UL','SSL','TRZSL'], help='labels that training may read: none, a few per class, those of some classes (default: UL)')
