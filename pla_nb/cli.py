@@ -106,7 +106,7 @@ def _settings(
         if not eq: raise UsageError(f'expected key=value after -c, got {o!r}: write -c epochs=20, for example')
         if k not in kinds:
             near = difflib.get_close_matches(k, kinds, 1)
-            raise UsageError(f"there is no setting {k!r}{f': did you mean {near[0]!r}?' if near else ''}; `pla adapt -c help` lists them all")
+            raise UsageError(f"there is no setting {k!r}{f': did you mean {near[0]!r}?' if near else ''} (`pla adapt -c help` lists them all)")
         try: out[k] = _value(v, kinds[k])
         except ValueError: raise UsageError(f"setting {k!r} is {'yes or no' if kinds[k] is bool else f'of type {kinds[k].__name__}'}, got {v!r}") from None
     return out
@@ -149,7 +149,8 @@ def _diagnosis_lines(d):
     "A diagnosis in words"
     n,C = int(d.counts.sum()),len(d.classes)
     yield f'{n:,} images, {C} classes: an even share would be {n/C:,.0f} images each'
-    yield f'guesses by name alone have an imbalance (Gini) of {d.gini:.2f}; {int((d.counts==0).sum())} classes get none'
+    none = [c for c,k in zip(d.classes, d.counts) if not k]
+    yield f'guesses by name alone have an imbalance (Gini) of {d.gini:.2f}' + (f"; no image is taken for {', '.join(none[:5])}{', …' if len(none)>5 else ''}" if none else '')
     if not d.mismatched: yield 'every name has a group of images that answers to it'
     for c in d.mismatched: yield f'no group of images answers to {c!r}' + (f', mixed up with {", ".join(d.confusable[c][:3])}' if d.confusable.get(c) else '')
 
@@ -183,11 +184,15 @@ def adapt_command(a):
     test = lib.Task.from_folder(a.test, task.classes) if a.test else None
     if a.descriptions: lib.read_descriptions(a.descriptions, task.classes)
     texts,vlm = a.descriptions or _engine(a.engine or 'none', lib),_vlm(a, lib)
+    began = time.time()
     f = lib.features(vlm, task, strict=a.strict, progress=not a.quiet)
+    times = {'encode images': time.time()-began}
     with _half_of_the_cores():
         d = lib.diagnose(vlm, f.task, features=f)
+        times['diagnose'] = time.time()-began-times['encode images']
         if not a.quiet: _say(*_diagnosis_lines(d))
         clf = lib.CAP(vlm, cfg).fit(f.task, texts, a.context, features=f, diagnosis=d, progress=not a.quiet)
+    clf.about['timings'] |= times
     place,report = _keep(clf, a.out, test, a, lib)
     if not a.quiet: _say(*_outcome(clf, report, lib))
     _say(f'classifier: {place}', f'report:     {place/"report.html"}')
@@ -324,7 +329,9 @@ def demo_command(a):
     vlm,bars = lib.VLM('starter', device=a.device),not a.quiet
 
     _say(f'[1/4] Encode {len(pool):,} unlabeled and {len(test):,} held-out images with the starter model. Once: they are kept in {lib.cache_folder()}')
+    encoding = time.time()
     f,ft = lib.features(vlm, pool, progress=bars),lib.features(vlm, test, progress=bars)
+    times = {'encode images': time.time()-encoding}
 
     with _half_of_the_cores():
         _say('', '[2/4] Diagnose: which names do the images not answer to?')
@@ -341,6 +348,7 @@ def demo_command(a):
         _say('', f"[4/4] Adapt with {'your descriptions' if a.descriptions else 'descriptions written by hand, of all classes'}: {written}")
         clf = fit(written)
         rows['adapted, written descriptions'] = _measured(clf, ft, lib)
+        clf.about['timings'] |= times
         place,report = _keep(clf, a.out, test, a, lib)
     report.summary = {k: lib.percent(m.accuracy) for k,m in rows.items()} | {'labels read': 'none'}
     report.save(place/'report.html')
