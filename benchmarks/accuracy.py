@@ -29,7 +29,10 @@ def tasks(name):
 def descriptions(name, vlm, f, context):
     "Descriptions by the embedded LLM, asked once and kept in a file"
     path = HERE/'descriptions'/f'{name}_embedded.json'
-    if path.exists(): return Descriptions.load(path)
+    if path.exists():
+        d = Descriptions.load(path)
+        d.path = None # which sentence is chosen stays in memory: the file is what the model said
+        return d
     d = diagnose(vlm, f.task, features=f, progress=False)
     from pla_nb.classifier import _doubtful
     return describe(_doubtful(d), context, EmbeddedLLM(), n=3, confusable=d.confusable, path=path)

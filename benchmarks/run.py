@@ -1,8 +1,8 @@
-"Everything that is quoted, measured again: python benchmarks/run.py [accuracy encode align pseudolabels describe]"
+"Everything that is quoted, measured again: python benchmarks/run.py [encode align pseudolabels describe accuracy descriptions]"
 import subprocess, sys
 from pathlib import Path
 
-ALL = ['encode','align','pseudolabels','describe','accuracy']
+ALL = ['encode','align','pseudolabels','describe','accuracy','descriptions']
 
 if __name__=='__main__':
     here,names = Path(__file__).parent,sys.argv[1:] or ALL

@@ -1,0 +1,61 @@
+"""What descriptions and the choice among them do, written to results/descriptions.csv. Labels are read only to score.
+
+    python benchmarks/descriptions.py [--seeds 3]
+
+Zero-shot and recall are those of plain cosines; `accuracy_after` is CAP's, on held-out images.
+"""
+import argparse, os, sys, warnings
+from pathlib import Path
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import numpy as np, torch
+import torch.nn.functional as F
+from pla_nb.all import *
+from pla_nb.classifier import choose_by_support, embed_candidates
+from accuracy import Case, tasks
+import ledger
+
+KEY = ['dataset','engine','choice','seed']
+
+def unit(x): return F.normalize(x, dim=-1)
+
+def features_of(c, words, cands, choice, seed):
+    "(C,d) class texts under a rule of choice"
+    if choice=='names': return c.zero
+    if choice=='first': return unit(torch.stack([o[0] for o in cands]))
+    if choice=='mean': return unit(torch.stack([unit(o).mean(0) for o in cands]))
+    if choice=='support':
+        ev = Evidence.fit(c.f.V, c.zero, c.f.U); u = ev.vision(c.f.V, c.f.U)
+        return choose_by_support(c.f.V, sharpen(u, neighbours(u, 16)), cands, CAPConfig(seed=seed), 'support')[0]
+    # 'paper': nearest to any cluster; 'one-to-one': every cluster to one class. Both sides are centred.
+    V,centre = unit(c.f.V-c.f.V.mean(0)),c.zero.mean(0)
+    k = spherical_kmeans(VisionSpace.fit(c.f.U)(c.f.U), len(c.classes), seed)
+    prototypes = unit(torch.zeros(len(c.classes), V.shape[1]).index_add_(0, k.assign, V))
+    pick,_ = choose_descriptions([unit(o-centre) for o in cands], prototypes, how=choice)
+    return unit(torch.stack([o[j] for o,j in zip(cands, pick)]))
+
+def rows(c, seeds):
+    for engine,texts in c.texts.items():
+        words,cands = embed_candidates(c.vlm, c.classes, texts)
+        for choice in ('names',) if texts is None else ('first','mean','paper','one-to-one','support'):
+            for seed in range(seeds):
+                T = features_of(c, words, cands, choice, seed)
+                m = evaluate((c.vlm.logit_scale*c.test.V@T.T).softmax(1).numpy(), c.y, c.classes)
+                wrong = [c.classes.index(o) for o in c.diagnosis.mismatched]
+                fit = fit_head(c.f.V, T, c.f.U, CAPConfig(seed=seed), progress=False)
+                after = float((fit.head(c.test.V, c.test.U).argmax(1).numpy()==c.y).mean())
+                yield dict(dataset=c.name, engine=engine if texts is not None else 'none', choice=choice, seed=seed, zero_shot=round(m.accuracy, 4),
+                           recall_mismatched=round(float(np.nanmean(m.recall[wrong])), 4), accuracy_after=round(after, 4))
+
+if __name__=='__main__':
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('--seeds', type=int, default=3)
+    a = a.parse_args()
+    torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
+    vlm = VLM('starter')
+    for name in ('fashion_mnist','caltech101'):
+        if not tasks(name): continue
+        out = []
+        for r in rows(Case(name, vlm), a.seeds):
+            out.append(r); print(*r.values(), flush=True)
+        ledger.append('descriptions.csv', out, KEY)
