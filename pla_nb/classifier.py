@@ -43,7 +43,9 @@ def read_descriptions(
     file = source if isinstance(source, FromFile) else FromFile(source)
     found = {c: e for c in classes if (e := file.lookup(c))}
     if not found: raise ValueError(f"{file.path} describes none of the classes {', '.join(classes[:5])}, …: use the same names")
-    return Descriptions(found, name_is_candidate=False, template=template)
+    # Sentences alone stand alone; in a file that `Descriptions.save` wrote, the name may compete.
+    named = 'format' in json.loads(Path(file.path).read_text(encoding='utf-8')) and file.descriptions.name_is_candidate
+    return Descriptions(found, name_is_candidate=named, template=template)
 
 # %% ../nbs/11_classifier.ipynb #f4418920
 def embed_candidates(

@@ -714,11 +714,11 @@ def _counts(r):
 # %% ../nbs/09_evaluate.ipynb #dced97ec
 def _mended(r):
     "Misnamed classes and their sentences"
-    title = 'Classes whose name meant something else, and what mended them'
+    title = 'What stands for the classes now, misnamed ones first'
     if not r.mended: return _section(title, _p('None: no class was found to be misnamed, or no descriptions were at hand.'))
     cards = [_card(m) for m in r.mended]
     more = f'<details><summary>{len(cards)-6} more</summary><div class="cards">{"".join(cards[6:])}</div></details>' if len(cards)>6 else ''
-    return _section(title, f'<div class="cards">{"".join(cards[:6])}</div>{more}', 'The model did not connect these names with the images. The sentence was chosen because it fits a group of look-alike images.')
+    return _section(title, f'<div class="cards">{"".join(cards[:6])}</div>{more}', 'The model connects names with images poorly where they mean something else to it. Of the sentences for a class, the one shown fits its group of look-alike images best.')
 
 def _card(m):
     "One mended class"
@@ -808,7 +808,7 @@ _CSS = '''
 .pla th,.pla td{padding:5px 18px 5px 0;text-align:right;border:0;border-bottom:1px solid var(--line);vertical-align:top;background:#fff}
 .pla th:first-child{text-align:left;font-weight:400} .pla thead th{color:var(--soft);font-weight:400;font-size:.85rem;vertical-align:bottom}
 .pla th:last-child,.pla td:last-child{padding-right:0}
-.pla .numbers{width:100%} .pla .numbers td,.pla .numbers thead th{white-space:nowrap;overflow-wrap:normal;padding-right:0;padding-left:14px} .pla .numbers td:last-child{font-weight:700;color:var(--after)}
+.pla .numbers{width:100%} .pla .numbers th:first-child{min-width:9em} .pla .numbers td,.pla .numbers thead th{white-space:nowrap;overflow-wrap:normal;padding-right:0;padding-left:14px} .pla .numbers td:last-child{font-weight:700;color:var(--after)}
 .pla .settings td{text-align:left} .pla .settings th{white-space:nowrap;overflow-wrap:normal}  .pla .settings th:last-child{text-align:left}
 .pla .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:20px 64px;align-items:start} .pla .two>*{min-width:0}
 .pla .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:14px}
