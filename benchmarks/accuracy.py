@@ -1,8 +1,8 @@
 """Accuracy on held-out images, written to results/accuracy.csv. No label of the training pool is read, except by the linear probe.
 
-    python benchmarks/accuracy.py [--seeds 3] [--only fashion_mnist]
+    python benchmarks/accuracy.py [--seeds 3] [--only fashion_mnist] [--variant 'no margin']
 """
-import argparse, os, sys, time, warnings
+import argparse, copy, os, sys, time, warnings
 from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1') # small products: a second thread mostly waits
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
@@ -86,7 +86,7 @@ def mix(c, texts, plain):
     return m.scores(zt, space(c.test.U))
 
 def cap(c, texts, choose='mean', **kw):
-    clf = CAP(c.vlm, CAPConfig(**kw) if 'preset' not in kw else getattr(CAPConfig, kw.pop('preset'))(**kw)).fit(c.f.task, descriptions=c.texts[texts], features=c.f, diagnosis=c.diagnosis, progress=False, choose=choose)
+    clf = CAP(c.vlm, CAPConfig(**kw) if 'preset' not in kw else getattr(CAPConfig, kw['preset'])(**{k: v for k,v in kw.items() if k!='preset'})).fit(c.f.task, descriptions=c.texts[texts], features=c.f, diagnosis=c.diagnosis, progress=False, choose=choose)
     return clf.logits(c.test.V, c.test.U)
 
 FPL = dict(start='zero-shot', grow=False, margin=0., balance=False, tau=2., hops=0, text_weight=.5)
@@ -94,24 +94,30 @@ ABLATIONS = {'no margin': dict(margin=0.), 'margin δ': dict(weighting='paper'),
     'no sharpening': dict(hops=0), 'no balance': dict(balance=False), 'no vision-only features': dict(vision=False), 'no text training': dict(train_text=False),
     'no adapters': dict(adapters=False), 'paper preset': dict(preset='paper'), 'released preset': dict(preset='released')}
 
-def rows(c, seeds):
-    "All rows of a data set, one after the other"
-    p,s = timed(lambda: probe(c)); yield c.row('linear probe', 'all labels', 0, p, s)
+def half(c, seed):
+    "The same with a random half of the pool: how much the choice of images moves the result"
+    idx = np.sort(np.random.default_rng(seed).permutation(len(c.f))[:len(c.f)//2])
+    part = copy.copy(c)
+    part.f = c.f.subset(idx)
+    part.diagnosis = diagnose(c.vlm, part.f.task, features=part.f, progress=False)
+    return cap(part, 'written descriptions', seed=seed)
+
+def jobs(c, seeds):
+    "(strategy, variant, seed, what to run) of a data set"
+    yield 'linear probe','all labels',0,lambda: probe(c)
     for t in c.texts:
-        for n,plain in (('mixture, plain', True), ('mixture', False)):
-            p,s = timed(lambda: mix(c, t, plain)); yield c.row(n, t, 0, p, s)
+        for n,plain in (('mixture, plain', True), ('mixture', False)): yield n,t,0,lambda: mix(c, t, plain)
         for seed in range(seeds):
-            p,s = timed(lambda: cap(c, t, seed=seed, **FPL)); yield c.row('fpl', t, seed, p, s)
-            p,s = timed(lambda: cap(c, t, seed=seed)); yield c.row('cap', t, seed, p, s)
-            if t!='names':
-                p,s = timed(lambda: cap(c, t, 'support', seed=seed)); yield c.row('cap', f'{t}, best supported only', seed, p, s)
+            yield 'fpl',t,seed,lambda: cap(c, t, seed=seed, **FPL)
+            yield 'cap',t,seed,lambda: cap(c, t, seed=seed)
+            if t!='names': yield 'cap',f'{t}, best supported only',seed,lambda: cap(c, t, 'support', seed=seed)
     for n,kw in ABLATIONS.items():
-        for seed in range(seeds):
-            p,s = timed(lambda: cap(c, 'written descriptions', seed=seed, **kw)); yield c.row('cap', f'written descriptions, {n}', seed, p, s)
+        for seed in range(seeds): yield 'cap',f'written descriptions, {n}',seed,lambda: cap(c, 'written descriptions', seed=seed, **kw)
+    for seed in range(seeds): yield 'cap','written descriptions, random half of the pool',seed,lambda: half(c, seed)
 
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='')
+    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set'); a.add_argument('--variant', default='', help='only variants that contain this')
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
     vlm = VLM('starter')
@@ -119,6 +125,8 @@ if __name__=='__main__':
         if a.only and name!=a.only: continue
         if not tasks(name): print(f'{name}: no photos in {SHARED}, skipped'); continue
         c,out = Case(name, vlm),[]
-        for r in rows(c, a.seeds):
+        for strategy,variant,seed,run in jobs(c, a.seeds):
+            if a.variant not in variant: continue
+            r = c.row(strategy, variant, seed, *timed(run))
             out.append(r); print(f"{r['dataset']:14} {r['strategy']:15} {r['variant']:45} {r['seed']}  {r['zero_shot']:.3f} -> {r['accuracy']:.3f}  worst {r['worst10']:.2f}  {r['seconds']:.1f} s", flush=True)
         ledger.append('accuracy.csv', out, KEY)
