@@ -42,9 +42,8 @@ def _library(
     if offline: env |= dict(HF_HUB_OFFLINE='1')
     if not sys.stderr.isatty(): env |= dict(TQDM_MININTERVAL='5') # a log needs no ten lines a second
     for k,v in env.items(): os.environ.setdefault(k, v)
-    import logging, torch
+    import logging
     from pla_nb import all as lib
-    torch.set_flush_denormal(True) # tiny weights would cost as much as all others together
     for o in ('transformers','timm','huggingface_hub','open_clip','matplotlib'): logging.getLogger(o).setLevel(logging.ERROR)
     return lib
 
@@ -54,8 +53,11 @@ def _half_of_the_cores():
     import torch
     n = torch.get_num_threads()
     torch.set_num_threads(max(1, min(8, n//2)))
+    torch.set_flush_denormal(True) # tiny weights would cost as much as all others together
     try: yield
-    finally: torch.set_num_threads(n)
+    finally:
+        torch.set_num_threads(n)
+        torch.set_flush_denormal(False)
 
 # %% ../nbs/20_cli.ipynb #f02dd212
 class UsageError(ValueError):

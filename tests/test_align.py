@@ -146,7 +146,7 @@ def test_warm_and_cold_agree_on_planted_data(seed):
     centers,V,_ = blobs(seed=seed)
     T = misname(centers, seed%6, seed)
     a,b = (detect_mismatch(V, T, restart=r, seed=seed) for r in ('cold','warm'))
-    assert a.final==b.final and a.order==b.order
+    assert a.final==b.final and a.mismatched==b.mismatched # the order of removal may differ where scores nearly tie
 
 @quick
 @given(seeds)
