@@ -8,14 +8,14 @@ __all__ = ['CAPConfig', 'Evidence', 'Adapter', 'Head', 'sharpen', 'first_labels'
 
 # %% ../nbs/08_train.ipynb #0a9ffb02
 import math, time
-from dataclasses import dataclass, field, fields, asdict, replace
+from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 from tqdm.auto import tqdm
-from .margin import class_ratio, margin_loss, margin_matrix, similarity_fusion
+from .margin import class_ratio, margin_loss, margin_matrix
 from .pseudolabels import (STARTS, PseudoLabels, VisionSpace, centered_scores, growth, mixture, neighbours,
-    select_topk, sinkhorn, smooth)
+    select_topk, sinkhorn)
 
 # %% ../nbs/08_train.ipynb #c97cfe52
 @dataclass
