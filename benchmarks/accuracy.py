@@ -34,8 +34,7 @@ def descriptions(name, vlm, f, context):
         d.path = None # which sentence is chosen stays in memory: the file is what the model said
         return d
     d = diagnose(vlm, f.task, features=f, progress=False)
-    from pla_nb.classifier import _doubtful
-    return describe(_doubtful(d), context, EmbeddedLLM(), n=3, confusable=d.confusable, path=path)
+    return describe(d.doubtful, context, EmbeddedLLM(), n=3, confusable=d.confusable, path=path)
 
 def unread(task):
     "The same task, without targets"

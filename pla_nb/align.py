@@ -469,3 +469,10 @@ def _repr_markdown_(self:Diagnosis):
         ('classes without a guess', int((self.counts==0).sum())), ('agreement of groups and guesses', f'{100*self.agreement:.0f} %'),
         *((f'name to mend: **{c}**', 'mixed up with '+', '.join(self.confusable[c])) for c in self.mismatched)]
     return '\n'.join(['| | |', '|---|---|']+[f'| {a} | {b} |'.replace('$', r'\$') for a,b in rows])
+
+# %% ../nbs/04_align.ipynb #13ce6479
+@patch(as_prop=True)
+def doubtful(self:Diagnosis) -> list: # names, misnamed ones first
+    "Names to describe: the misnamed ones, and those guessed for less than half of an equal share"
+    few = [c for c,n in zip(self.classes, self.counts.tolist()) if n<.5*float(self.counts.sum())/len(self.classes)]
+    return list(dict.fromkeys([*self.mismatched, *few]))

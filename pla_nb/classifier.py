@@ -205,7 +205,7 @@ def fit(self:CAP,
     zero = self.vlm.encode_classes(task.classes).to(f.V.device)
     if diagnosis is None: diagnosis = diagnose(self.vlm, task, features=f)
     lap('diagnose')
-    if asks: texts = describe(_doubtful(diagnosis), context, descriptions, confusable=diagnosis.confusable, progress=progress)
+    if asks: texts = describe(diagnosis.doubtful, context, descriptions, confusable=diagnosis.confusable, progress=progress)
     lap('describe')
     T,chosen = zero,{}
     if texts is not None and any(c in texts for c in task.classes):
@@ -249,12 +249,6 @@ def _name_scores(V, zero, T, q, classes, chosen):
 def _labeled(task):
     i,y = task.train_labels
     return (i,y) if len(i) else None
-
-def _doubtful(d):
-    "Classes to describe: the misnamed ones, and those that are predicted for less than half of their share"
-    counts = np.asarray(d.counts)
-    few = [c for c,n in zip(d.classes, counts) if n<.5*counts.sum()/len(counts)]
-    return list(dict.fromkeys([*d.mismatched, *few]))
 
 def _record(texts, classes, words, pick, scores, use):
     "Write the choice into the descriptions; class -> sentence in use"

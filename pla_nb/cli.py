@@ -361,8 +361,7 @@ def _who(a): return 'embedded LLM' if a.engine.startswith('embedded') else a.eng
 
 def _demo_texts(a, d, lib):
     "Descriptions by the engine, or None"
-    from pla_nb.classifier import _doubtful
-    doubted = _doubtful(d)
+    doubted = d.doubtful
     if not doubted: return _say('      left out: no class is in doubt')
     engine = None if a.engine=='none' else _demo_engine(a, lib)
     if engine is None: return

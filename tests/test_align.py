@@ -304,3 +304,8 @@ def test_same_on_gpu():
     assert a.order==b.order and a.final==b.final
     c,d = (spherical_kmeans(V.cuda(), 6, 1) for _ in range(2))
     assert torch.equal(c.centroids, d.centroids)
+
+def test_doubtful_names_are_misnamed_or_rarely_guessed():
+    d = Diagnosis(None, ['a','b','c','d'], torch.tensor([70, 11, 10, 9]), ['b'], {}, torch.eye(4), .5, .5, torch.ones(4), torch.zeros(4))
+    assert d.doubtful == ['b','c','d']
+    assert Diagnosis(None, ['a','b'], torch.tensor([50, 50]), [], {}, torch.eye(2), 0., 1., torch.ones(2), torch.zeros(2)).doubtful == []
