@@ -26,15 +26,17 @@ def tasks(name):
     pool,test = [Task.from_folder(root/o) for o in ('train','test')]
     return pool,test,'photo'
 
-def descriptions(name, vlm, f, context):
-    "Descriptions by the embedded LLM, asked once and kept in a file"
-    path = HERE/'descriptions'/f'{name}_embedded.json'
-    if path.exists():
-        d = Descriptions.load(path)
-        d.path = None # which sentence is chosen stays in memory: the file is what the model said
-        return d
+def descriptions(name, vlm, f, context, seeds=3):
+    "Descriptions by the embedded LLM, drawn anew for each seed, asked once and kept in files; a single draw where there are many classes"
     d = diagnose(vlm, f.task, features=f, progress=False)
-    return describe(d.doubtful, context, EmbeddedLLM(), n=3, confusable=d.confusable, path=path)
+    few = len(d.classes)<=20
+    out = []
+    for s in range(seeds if few else 1):
+        path = HERE/'descriptions'/f'{name}_embedded_{s}.json'
+        t = Descriptions.load(path) if path.exists() else describe(d.classes if few else d.doubtful, context, EmbeddedLLM(seed=s), n=5 if few else 3, confusable=d.confusable, path=path, cache=False)
+        t.path = None # which sentence is chosen stays in memory: the file is what the model said
+        out.append(t)
+    return out
 
 def unread(task):
     "The same task, without targets"
@@ -52,7 +54,12 @@ class Case:
         self.zero = vlm.encode_classes(self.classes)
         self.texts = {'names': None, 'written descriptions': read_descriptions(name if name=='fashion_mnist' else 'caltech101', self.classes, vlm.template), 'embedded LLM': descriptions(name, vlm, self.f, context)}
         self.diagnosis = diagnose(vlm, self.f.task, features=self.f, progress=False)
-        self.T = {k: self._mean(v) for k,v in self.texts.items()}
+        self.T = {k: self._mean(self.said(k)) for k in self.texts}
+
+    def said(self, name, seed=0):
+        "The descriptions of a seed"
+        t = self.texts[name]
+        return t[seed%len(t)] if isinstance(t, list) else t
 
     def _mean(self, texts):
         return F.normalize(torch.stack([F.normalize(c, dim=1).mean(0) for c in embed_candidates(self.vlm, self.classes, texts)[1]]), dim=1)
@@ -85,7 +92,8 @@ def mix(c, texts, plain):
     return m.scores(zt, space(c.test.U))
 
 def cap(c, texts, choose='mean', **kw):
-    clf = CAP(c.vlm, CAPConfig(**kw) if 'preset' not in kw else getattr(CAPConfig, kw['preset'])(**{k: v for k,v in kw.items() if k!='preset'})).fit(c.f.task, descriptions=c.texts[texts], features=c.f, diagnosis=c.diagnosis, progress=False, choose=choose)
+    said = c.said(texts, kw.get('seed', 0))
+    clf = CAP(c.vlm, CAPConfig(**kw) if 'preset' not in kw else getattr(CAPConfig, kw['preset'])(**{k: v for k,v in kw.items() if k!='preset'})).fit(c.f.task, descriptions=said, features=c.f, diagnosis=c.diagnosis, progress=False, choose=choose)
     return clf.logits(c.test.V, c.test.U)
 
 FPL = dict(start='zero-shot', grow=False, margin=0., balance=False, tau=2., hops=0, text_weight=.5)

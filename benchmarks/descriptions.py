@@ -34,28 +34,30 @@ def features_of(c, words, cands, choice, seed):
     pick,_ = choose_descriptions([unit(o-centre) for o in cands], prototypes, how=choice)
     return unit(torch.stack([o[j] for o,j in zip(cands, pick)]))
 
-def rows(c, seeds):
-    for engine,texts in c.texts.items():
-        words,cands = embed_candidates(c.vlm, c.classes, texts)
-        for choice in ('names',) if texts is None else ('first','mean','paper','one-to-one','support'):
+def rows(c, seeds, only=''):
+    for engine in c.texts:
+        if only not in engine: continue
+        named = c.said(engine) is None
+        for choice in ('names',) if named else ('first','mean','paper','one-to-one','support'):
             for seed in range(seeds):
+                words,cands = embed_candidates(c.vlm, c.classes, c.said(engine, seed))
                 T = features_of(c, words, cands, choice, seed)
                 m = evaluate((c.vlm.logit_scale*c.test.V@T.T).softmax(1).numpy(), c.y, c.classes)
                 wrong = [c.classes.index(o) for o in c.diagnosis.mismatched]
                 fit = fit_head(c.f.V, T, c.f.U, CAPConfig(seed=seed), progress=False)
                 after = float((fit.head(c.test.V, c.test.U).argmax(1).numpy()==c.y).mean())
-                yield dict(dataset=c.name, engine=engine if texts is not None else 'none', choice=choice, seed=seed, zero_shot=round(m.accuracy, 4),
+                yield dict(dataset=c.name, engine='none' if named else engine, choice=choice, seed=seed, zero_shot=round(m.accuracy, 4),
                            recall_mismatched=round(float(np.nanmean(m.recall[wrong])), 4), accuracy_after=round(after, 4))
 
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set')
+    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set'); a.add_argument('--engine', default='', help='only texts with this in their name')
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
     vlm = VLM('starter')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only or not tasks(name): continue
         out = []
-        for r in rows(Case(name, vlm), a.seeds):
+        for r in rows(Case(name, vlm), a.seeds, a.engine):
             out.append(r); print(*r.values(), flush=True)
         ledger.append('descriptions.csv', out, KEY)

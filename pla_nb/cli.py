@@ -293,7 +293,7 @@ def _ask_live(
         if time.time()>until: continue
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            one = lib.describe([c], a.context, engine, n=4, confusable=d.confusable, progress=False)
+            one = lib.describe([c], a.context, engine, n=5, confusable=d.confusable, progress=False)
         if one.fallbacks: continue
         texts.entries |= one.entries
         if not a.quiet: bar.write(f'      {c}: "{one.candidates(c)[0]}"', file=sys.stdout)
@@ -343,7 +343,7 @@ def demo_command(a):
         plain = fit(None)
         rows = {'zero-shot': _measured(plain, ft, lib, True), 'adapted, names only': _measured(plain, ft, lib)}
 
-        _say('', '[3/4] A language model on this machine describes the doubted classes, and the images choose among its sentences')
+        _say('', '[3/4] A language model on this machine describes the classes, those in doubt first, and the images choose among its sentences')
         texts = _demo_texts(a, d, lib)
         if texts is not None: rows[f'adapted, {_who(a)}'] = _measured(fit(texts), ft, lib)
 
@@ -362,12 +362,12 @@ def _who(a): return 'embedded LLM' if a.engine.startswith('embedded') else a.eng
 def _demo_texts(a, d, lib):
     "Descriptions by the engine, or None"
     doubted = d.doubtful
-    if not doubted: return _say('      left out: no class is in doubt')
+    asked = [*doubted, *(c for c in d.classes if c not in doubted)]
     engine = None if a.engine=='none' else _demo_engine(a, lib)
     if engine is None: return
-    _say(f"      in doubt: {', '.join(doubted)}")
-    texts = _ask_live(doubted, engine, d, a, lib)
-    left = [c for c in doubted if c not in texts]
+    _say(f"      in doubt: {', '.join(doubted) or 'none'}")
+    texts = _ask_live(asked, engine, d, a, lib)
+    left = [c for c in asked if c not in texts]
     if left: _say(f"      no usable sentence in time for {', '.join(left)}: the name stays")
     return texts if len(texts) else None
 
