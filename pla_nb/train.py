@@ -8,7 +8,7 @@ __all__ = ['CAPConfig', 'Evidence', 'Adapter', 'Head', 'sharpen', 'first_labels'
 
 # %% ../nbs/08_train.ipynb #0a9ffb02
 import math, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import nn, Tensor
@@ -20,19 +20,24 @@ from .pseudolabels import (STARTS, PseudoLabels, VisionSpace, centered_scores, g
 # %% ../nbs/08_train.ipynb #c97cfe52
 @dataclass
 class CAPConfig:
-    "Settings of a run; each can be set alone"
+    "Settings of a run; each can be set alone. `None` takes the dial's default, which `resolved` fills in"
     seed: int = 0 # of everything random
+    dial: str = 'features' # what is trained: 'features' (a head on cached features), 'text' (prompts) or 'maple' (prompts in both towers)
+    strategy: str = 'cap' # where labels come from: 'cap', or a baseline: 'fpl', 'ifpl', 'upl', 'grip', 'cpl'
     start: str = 'mixture' # first labels: 'mixture', or 'zero-shot' top-k [paper]
-    balance: bool = True # later labels give every class its share of the pool (Sinkhorn); False: plain argmax [paper]
+    balance: bool = True # later labels give every class its share of `prior` (Sinkhorn); False: plain argmax [paper]
+    prior: object = 'uniform' # share of each class in the pool: 'uniform' [paper], 'estimate', or C numbers
     grow: bool = True # more pseudolabels each epoch [paper]
-    margin: float = 6. # m, logit units; 0 switches it off [paper: 12 at logit scale 100]
+    margin: float|None = None # m, logit units; 0 switches it off. None: 6 on features, else .12 times the logit scale [paper: 12 at 100]
     weighting: str = 'released' # of the margin: 'paper' δ, 'released' δ/(2-δ)
     k: int = 16 # pseudolabels per class at the start [paper]
     rho: float = .8 # share of a class's images that are labeled at the end [code]
-    tau: float = .8 # confidence that the unlabeled loss asks for [code: .85]
-    epochs: int = 10 # passes over the pool
-    batch_size: int = 256 # images of each kind in a step
-    lr: float = .1 # learning rate, SGD with momentum .9, cosine to 0
+    tau: float|None = None # confidence that the unlabeled loss asks for. None: .8 on features, else .85 [code]
+    epochs: int|None = None # None: 10 passes over the pool on features, else 50 times `steps` [code]
+    steps: int = 50 # steps of an epoch, prompts [code]
+    batch_size: int|None = None # images of each kind in a step. None: 256 on features, else 32 [code]
+    lr: float|None = None # SGD with momentum .9, cosine to 0. None: .1 on features, else .01 [code]
+    warmup: int = 50 # steps in which the rate of prompts rises from 0 [code]
     weight_decay: float = 0. # [code: .1]
     kappa: float = 20. # logit scale of the vision side
     text_weight: float = .5 # λ, logit units of one standard deviation of text evidence
@@ -40,31 +45,50 @@ class CAPConfig:
     dim: int = 256 # directions of the image features to keep
     hops: int = 3 # rounds of averaging over neighbours before clustering; 0: none
     n_neighbours: int = 16 # in those rounds, and in the strong view
-    train_text: bool = True # learn an offset of every class text
-    adapters: bool = True # bottleneck adapters on the image side, dropped after training [paper]
+    train_text: bool = True # features: learn an offset of every class text
+    adapters: bool = True # bottleneck adapters, dropped after training [paper]
+    shared_adapters: bool = False # one image adapter for both losses; False: independent ones [paper]
     hidden: int = 128 # width of their bottleneck [code]
     residual: float = .1 # weight of what they add [code: .01]
-    mix: float = .5 # strong view: most that is taken from a neighbour
-    dropout: float = .3 # strong view: share of the feature dropped
-    noise: float = .5 # strong view: length of the noise, against 1 of the feature
+    mix: float = .5 # strong view of features: most that is taken from a neighbour
+    dropout: float = .3 # strong view of features: share of the feature dropped
+    noise: float = .5 # strong view of features: length of the noise, against 1 of the feature
+    views: int = 0 # text: augmented views of each image to encode and cache for the strong view; 0 makes it from features
+    n_ctx: int|None = None # learned tokens. None: 16 for text [CoOp], 2 for maple [paper]
+    depth: int = 8 # maple: layers with prompts [paper]
+    update: str = 'merge' # of the pseudolabels of prompts: 'merge' chooses anew from all images, 'released' lets new ones push old ones out [code]
+    update_every: int = 5 # epochs between updates, prompts [code]
+    count: str = 'pool' # class ratio of prompts from the last view of every image ('pool'), or from the last 'epoch' only [code]
+    restrict: bool = True # TRZSL: unlabeled images have unseen classes only; False: all [code]
     exclude_selected: bool = False # leave the pseudolabeled images out of the unlabeled loss [paper figure]
+    precision: str = 'auto' # of prompts: 'auto', 'fp32' or 'bf16' (autocast; weights stay fp32)
+    compile: bool = False # maple: torch.compile the towers
 
     def __post_init__(self):
-        if self.start not in ('mixture','zero-shot'): raise ValueError(f"expected start 'mixture' or 'zero-shot', got {self.start!r}")
-        if self.weighting not in ('paper','released'): raise ValueError(f"expected weighting 'paper' or 'released', got {self.weighting!r}")
-        for name,least in dict(k=1, epochs=0, batch_size=1, dim=1, hops=0, n_neighbours=1, hidden=1).items():
-            if (v := getattr(self, name))<least: raise ValueError(f'expected {name} of {least} or more, got {v}')
+        choices = dict(dial=('features','text','maple'), strategy=('cap','fpl','ifpl','upl','grip','cpl'), start=('mixture','zero-shot'), weighting=('paper','released'),
+                       update=('merge','released'), count=('pool','epoch'), precision=('auto','fp32','bf16'))
+        for name,known in choices.items():
+            if (v := getattr(self, name)) not in known: raise ValueError(f"expected {name} {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {v!r}")
+        if isinstance(self.prior, str) and self.prior not in ('uniform','estimate'): raise ValueError(f"expected prior 'uniform', 'estimate' or a share for each class, got {self.prior!r}")
+        for name,least in dict(k=1, epochs=0, steps=1, batch_size=1, warmup=0, dim=1, hops=0, n_neighbours=1, hidden=1, views=0, n_ctx=0, depth=1, update_every=1).items():
+            if (v := getattr(self, name)) is not None and v<least: raise ValueError(f'expected {name} of {least} or more, got {v}')
+
+    def resolved(self, logit_scale:float=100.)->'CAPConfig':
+        "The same with the dial's defaults in place of None"
+        if self.dial=='features': own = dict(margin=6., tau=.8, epochs=10, batch_size=256, lr=.1, n_ctx=0)
+        else: own = dict(margin=.12*logit_scale, tau=.85, epochs=50, batch_size=32, lr=.01, n_ctx=16 if self.dial=='text' else 2)
+        return replace(self, **{k: v for k,v in own.items() if getattr(self, k) is None})
 
     @classmethod
     def paper(cls, **kw)->'CAPConfig':
-        "The switches that the paper describes, on cached features"
+        "The switches that the paper describes"
         return cls(**{**dict(start='zero-shot', balance=False, vision=False, weighting='paper', margin=12., tau=.85, hops=0,
-                             epochs=50, residual=.01, exclude_selected=True), **kw})
+                             epochs=50, weight_decay=.1 if kw.get('dial', 'features')!='features' else 0., residual=.01, exclude_selected=True), **kw})
 
     @classmethod
     def released(cls, **kw)->'CAPConfig':
-        "The switches of the released code, on cached features"
-        return cls.paper(**{**dict(weighting='released', exclude_selected=False), **kw})
+        "The switches of the released code"
+        return cls.paper(**{**dict(weighting='released', update='released', count='epoch', restrict=False, exclude_selected=False), **kw})
 
 # %% ../nbs/08_train.ipynb #eb31f1ea
 @dataclass
@@ -263,7 +287,7 @@ def fit_head(
     callback=None, # called with the row of each epoch
 )->Fit:
     "Adapt to an unlabeled pool (CAP over cached features)"
-    began = time.time()
+    began,cfg = time.time(),cfg.resolved()
     V,T,U = _checked_features(V, T, U if cfg.vision else None)
     (N,C),dev = (len(V), len(T)),V.device
     given,lab,admissible = _checked_labels(labeled, seen, N, C, dev)
