@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'PseudoLabels', 'top_of_group', 'match_by_score', 'select_topk', 'fpl', 'cap', 'zscore', 'centered_scores',
-           'VisionSpace', 'sinkhorn', 'neighbours', 'smooth', 'Mixture', 'run_mixture', 'starting_logits', 'mixture',
-           'growth']
+           'pool_scale', 'VisionSpace', 'sinkhorn', 'neighbours', 'smooth', 'Mixture', 'run_mixture', 'starting_logits',
+           'mixture', 'estimate_prior', 'growth', 'Strategy', 'FPL', 'UPL', 'IFPL', 'round_quota', 'GRIP',
+           'candidate_sets', 'CPL', 'strategy']
 
 # %% ../nbs/05_pseudolabels.ipynb #67fe85cd
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from .align import match_clusters, spherical_kmeans
@@ -22,6 +24,7 @@ class PseudoLabels:
     labels: torch.Tensor # (M,) class of each
     weights: torch.Tensor # (M,) how much each counts in a loss
     n_classes: int # number of classes C
+    candidates: torch.Tensor|None = None # (M,C) weights of the classes that each may have; None: `labels` alone
 
     def __post_init__(self):
         m = {len(self.indices), len(self.labels), len(self.weights)}
@@ -29,6 +32,8 @@ class PseudoLabels:
         if len(self.indices.unique())<len(self.indices): raise ValueError('an image is in two lists: keep one label for each image')
         if len(self) and not 0<=int(self.labels.min())<=int(self.labels.max())<self.n_classes:
             raise ValueError(f'expected labels 0 to {self.n_classes-1}, got {int(self.labels.min())} to {int(self.labels.max())}')
+        if self.candidates is not None and self.candidates.shape!=(len(self), self.n_classes):
+            raise ValueError(f'expected candidates as a {len(self)} x {self.n_classes} matrix, got shape {tuple(self.candidates.shape)}')
 
     def __len__(self): return len(self.indices)
 
@@ -43,7 +48,7 @@ class PseudoLabels:
 
     def to(self, device)->'PseudoLabels':
         "The same on another device"
-        return PseudoLabels(self.indices.to(device), self.labels.to(device), self.weights.to(device), self.n_classes)
+        return PseudoLabels(self.indices.to(device), self.labels.to(device), self.weights.to(device), self.n_classes, None if self.candidates is None else self.candidates.to(device))
 
     def __repr__(self):
         n = self.counts
@@ -201,14 +206,29 @@ def centered_scores(
     V, # (N,d) image features
     T, # (C,d) class text features
     mean=None, # (d,) mean image feature; None: of `V`. New images need the mean of the pool
+    scale=None, # () with two classes: `pool_scale` of the pool; None: of `V`
 )->torch.Tensor: # (N,C) z-scored over the classes
     "Cosine between images and texts after the offset of each side is taken out, z-scored."
-    mean = V.mean(0) if mean is None else mean
-    Z = F.normalize(V-mean, dim=1) @ F.normalize(T-T.mean(0), dim=1).T
+    Z = _centered_cosines(V, T, mean)
     if Z.shape[1]>2: return zscore(Z)
     # With two classes every z-score would be ±.7: keep how sure each image is, and scale the pool as a whole.
-    Z = Z-Z.mean(1, keepdim=True)
-    return Z/_std(Z, 1).mean().clamp(min=1e-6)
+    return Z/(_mean_std(Z) if scale is None else scale)
+
+# %% ../nbs/05_pseudolabels.ipynb #1c43540c
+def _centered_cosines(V, T, mean=None): # (N,C), mean 0 for each image
+    mean = V.mean(0) if mean is None else mean
+    Z = F.normalize(V-mean, dim=1) @ F.normalize(T-T.mean(0), dim=1).T
+    return Z if Z.shape[1]>2 else Z-Z.mean(1, keepdim=True)
+
+def _mean_std(Z): return _std(Z, 1).mean().clamp(min=1e-6)
+
+def pool_scale(
+    V, # (N,d) image features of the pool
+    T, # (2,d) class text features
+    mean=None, # (d,) mean image feature; None: of `V`
+)->torch.Tensor: # ()
+    "Mean deviation over the classes: with two classes, new images are scaled by that of the pool."
+    return _mean_std(_centered_cosines(V, T, mean))
 
 # %% ../nbs/05_pseudolabels.ipynb #c5ad4d40
 @dataclass
@@ -390,6 +410,24 @@ def mixture(
     if len(z)>sample: q,mu,J = run_mixture(weight*z + kappa*U@mu.T, z, U, kappa, weight, 2, assign)
     return Mixture(q, mu, kappa, weight, J, best, {n: f[2] for n,f in fits.items()})
 
+# %% ../nbs/05_pseudolabels.ipynb #9d235fc9
+def estimate_prior(
+    z, # (N,C) text scores, z-scored (`centered_scores`)
+    U, # (N,d') unit-norm centred vision features (`VisionSpace`)
+    kappa:float=20., # concentration of a class
+    weight:float=.5, # λ, weight of the text scores
+    rounds:int=10, # of mixture and shares
+    damping:float=.5, # share of the old estimate that each round keeps
+    seed:int=0,
+)->torch.Tensor: # (C,) sums to 1
+    "Shares of the classes in a pool, without labels"
+    prior = z.new_full((z.shape[1],), 1/z.shape[1])
+    q = mixture(z, U, kappa, weight, starts=STARTS[:5], seed=seed).q
+    for _ in range(rounds): 
+        new = run_mixture(q.clamp(min=1e-6).log(), z, U, kappa, weight, 3, lambda l: (l+prior.log()).softmax(1))[0].mean(0)
+        prior = damping*prior + (1-damping)*new
+    return prior
+
 # %% ../nbs/05_pseudolabels.ipynb #c086979b
 def growth(
     k0:int, # images per class at the start
@@ -401,3 +439,117 @@ def growth(
     "How many pseudolabels each class may have in an epoch; never fewer than before."
     last = max(k0, min(cap, math.floor(rho*n_per_class+1e-9)))
     return lambda e: k0 + math.floor((last-k0)*min(1, e/(.7*epochs))+1e-9)
+
+# %% ../nbs/05_pseudolabels.ipynb #6ba50c4f
+@runtime_checkable
+class Strategy(Protocol):
+    "What chooses the pseudolabels of each round"
+    name: str # in lower case
+    rounds: int # R, selections and trainings
+    members: int # models trained in a round, whose probabilities are averaged
+    def select(self,
+        P, # (N,C) probabilities of the model so far
+        r:int=1, # round, from 1
+        admissible=None, # (C,) bool, classes that may get images (TRZSL: the unseen ones)
+        unlabeled=None, # (N,) bool, images that may be chosen
+    )->PseudoLabels: "Images and labels of a round"
+
+# %% ../nbs/05_pseudolabels.ipynb #456518c6
+def _among(P, admissible, unlabeled): # probabilities over the admissible classes only, and both masks
+    P = _checked(P, 'P')
+    if (P<0).any(): raise ValueError(f'expected P as probabilities, got {float(P.min()):.3g}: take the softmax of logits')
+    allowed, free = _mask(admissible, P.shape[1], 'admissible', P.device), _mask(unlabeled, len(P), 'unlabeled', P.device)
+    if not allowed.all(): P = P*allowed/(P*allowed).sum(1, keepdim=True).clamp(min=1e-30)
+    return P, allowed, free
+
+# %% ../nbs/05_pseudolabels.ipynb #d8b13ce4
+@dataclass
+class FPL:
+    "Few pseudolabels: the zero-shot top-k of every class, once"
+    k: int = 16 # images per class
+    name, rounds, members = 'fpl', 1, 1
+    def select(self, P, r=1, admissible=None, unlabeled=None): return select_topk(_among(P, admissible, unlabeled)[0], self.k, admissible, unlabeled)
+
+@dataclass
+class UPL(FPL):
+    "The images of FPL for several learners with different starts, averaged at prediction"
+    members: int = 4 # learners
+    name = 'upl'
+
+@dataclass
+class IFPL(FPL):
+    "FPL again and again: the labels of a round come from the model of the last one"
+    rounds: int = 10
+    name = 'ifpl'
+
+# %% ../nbs/05_pseudolabels.ipynb #922498a7
+def round_quota(
+    r:int, # round, from 1
+    rounds:int, # R
+    n:int, # images that may be chosen
+    n_classes:int, # classes that may get them
+)->int: # images per class
+    "How many images each class has in a round of GRIP and CPL"
+    return max(1, min(r*(n//rounds)//n_classes, n//n_classes))
+
+@dataclass
+class GRIP:
+    "Pseudolabels that grow each round until every image has one"
+    rounds: int = 10
+    name, members = 'grip', 1
+    def select(self, P, r=1, admissible=None, unlabeled=None):
+        P, allowed, free = _among(P, admissible, unlabeled)
+        return select_topk(P, round_quota(r, self.rounds, int(free.sum()), int(allowed.sum())), allowed, free)
+
+# %% ../nbs/05_pseudolabels.ipynb #c8963fbb
+def candidate_sets(
+    P, # (N,C) probabilities
+    alpha:float=.75, # quantile of the largest probabilities that a list of classes has to exceed
+    beta:float|None=None, # quantile of a class's column that its images have to reach; None: 1-2/C
+)->torch.Tensor: # (N,C) bool; an image may have none
+    "Classes that each image may have: likely for the image, and the image likely for the class (CPL)."
+    n, C = P.shape
+    beta = max(0., 1-2/C) if beta is None else beta
+    for name,v in (('alpha', alpha), ('beta', beta)):
+        if not 0<=v<=1: raise ValueError(f'expected {name} from 0 to 1, got {v}')
+    if not n: return torch.zeros_like(P, dtype=torch.bool)
+    best, order = P.sort(1, descending=True)
+    before = best.cumsum(1)-best # a class belongs to the list if those before it do not yet exceed τ
+    listed = torch.zeros_like(P, dtype=torch.bool).scatter_(1, order, before<=_quantile(best[:,0], alpha))
+    return listed & (P>=torch.stack([_quantile(p, beta) for p in P.T]))
+
+def _quantile(x, q): # () between the two nearest values; torch.quantile takes at most 16 million of them
+    x, at = x.sort().values, q*(len(x)-1)
+    low = int(at)
+    return torch.lerp(x[low], x[min(low+1, len(x)-1)], at-low)
+
+# %% ../nbs/05_pseudolabels.ipynb #58cfcaf9
+@dataclass
+class CPL:
+    "Candidate pseudolabels: sets of classes, filled as in GRIP"
+    rounds: int = 10
+    alpha: float = .75 # see `candidate_sets`
+    beta: float|None = None # see `candidate_sets`
+    name, members = 'cpl', 1
+    def select(self, P, r=1, admissible=None, unlabeled=None):
+        P, allowed, free = _among(P, admissible, unlabeled)
+        S = torch.zeros_like(P, dtype=torch.bool)
+        S[free.nonzero(), allowed.nonzero()[:,0]] = candidate_sets(P[free][:,allowed], self.alpha, self.beta)
+        k = round_quota(r, self.rounds, int(free.sum()), int(allowed.sum()))
+        got = match_by_score(P.masked_fill(~S, -math.inf), k*allowed)
+        lists = _Lists(*P.shape, P)
+        lists.give(got>=0, got, P.gather(1, got.clamp(min=0)[:,None])[:,0])
+        pl = lists.done()
+        pl.candidates = S[pl.indices].to(P) if r>1 else F.normalize(P[pl.indices]*S[pl.indices], p=1, dim=1)
+        return pl
+
+# %% ../nbs/05_pseudolabels.ipynb #1c3bd1fc
+def strategy(
+    name:str, # 'fpl', 'upl', 'ifpl', 'grip' or 'cpl'
+    **kw, # settings of that strategy
+)->Strategy:
+    "A strategy by its name"
+    known = {o.name: o for o in (FPL,UPL,IFPL,GRIP,CPL)}
+    if name=='cap': raise ValueError("'cap' chooses its labels while it trains: call fit_head")
+    if name not in known: raise ValueError(f"expected strategy {', '.join(map(repr, known))}, got {name!r}")
+    return known[name](**kw)

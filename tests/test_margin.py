@@ -108,7 +108,8 @@ def test_seen_rows_have_no_margin():
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="'paper' or 'released'"): imbalance_weights(torch.ones(2), 'both')
     with pytest.raises(ValueError, match='3 x 3'): margin_matrix(torch.eye(2), torch.ones(3))
-    with pytest.raises(ValueError, match='one shape'): similarity_fusion(torch.ones(2, 3), torch.ones(3, 3))
+    with pytest.raises(ValueError, match='one shape'): similarity_fusion(torch.ones(2, 3), torch.ones(2, 4))
+    with pytest.raises(ValueError, match='each of the 2 texts'): similarity_fusion(torch.ones(2, 3), torch.ones(3, 3), joint=False)
     with pytest.raises(ValueError, match='below 2'): class_ratio(torch.tensor([0,2]), 2)
     with pytest.raises(ValueError, match='reduction'): margin_loss(torch.zeros(1, 2), torch.tensor([0]), reduction='max')
 
