@@ -206,7 +206,8 @@ def _check_loose(loose, size):
     if loose is not None and not size<=loose<=4*size: raise ValueError(f'expected loose from {size} to {4*size} pixels for squares of {size}, got {loose}')
 
 def _open_store(preprocess, loose, folder):
-    model = _hash(_format, preprocess, loose)
+    # mean and std change no byte
+    model = _hash(_format, preprocess.size, preprocess.resize, preprocess.interpolation, loose)
     return PixelCache(None if folder is None else folder/f"pixels-{preprocess.size}{'' if loose is None else f'-{loose}'}-{model}", model)
 
 # %% ../nbs/02b_pixels.ipynb #8e7caf73
