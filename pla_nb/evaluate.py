@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'accuracy', 'recalls', 'macro_accuracy', 'worst_classes', 'harmonic_mean', 'Trzsl', 'trzsl_accuracy', 'gini',
-           'kl_to_uniform', 'confusion_pairs', 'per_class', 'calibration_bins', 'ece', 'nll', 'brier', 'percent',
-           'as_proba', 'class_indices', 'Metrics', 'table', 'evaluate', 'plot_counts', 'plot_per_class',
-           'plot_confusion_graph', 'plot_confusion', 'plot_reliability', 'plot_image_grid', 'Mended', 'Changed',
+           'kl_to_uniform', 'confusion_pairs', 'per_class', 'calibration_bins', 'ece', 'ace', 'mce', 'confidence_gap',
+           'Estimate', 'debiased_ece', 'nll', 'brier', 'confidence_auroc', 'risk_coverage', 'risk_at',
+           'binomial_interval', 'class_calibration', 'percent', 'as_proba', 'class_indices', 'Metrics', 'table',
+           'evaluate', 'plot_counts', 'plot_per_class', 'plot_confusion_graph', 'plot_confusion', 'plot_reliability',
+           'plot_confidence', 'plot_class_calibration', 'plot_risk_coverage', 'plot_image_grid', 'Mended', 'Changed',
            'Report']
 
 # %% ../nbs/09_evaluate.ipynb #9c557c18
@@ -28,7 +30,8 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path as MplPath
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_score, recall_score
+from scipy.stats import beta
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_score, recall_score, roc_auc_score
 
 # %% ../nbs/09_evaluate.ipynb #9103e74e
 def accuracy(
@@ -150,25 +153,97 @@ def per_class(
 def calibration_bins(
     proba, # (N,C) probabilities
     y, # (N,) true class indices
-    bins:int=15, # equal-width bins (lo, hi]
+    bins:int=15, # bins (lo, hi]
+    mass:bool=False, # of equal mass instead of equal width
 )->pd.DataFrame: # one row a bin: lo, hi, n, confidence, accuracy (nan when empty)
-    "Mean confidence and accuracy in equal-width bins of confidence."
-    proba, edges = np.asarray(proba, float), np.linspace(0, 1, bins+1)
-    conf, hit = proba.max(1), proba.argmax(1)==np.asarray(y)
-    b = np.clip(np.searchsorted(edges, conf, side='left')-1, 0, bins-1)
-    n, c, a = (np.bincount(b, weights=w, minlength=bins) for w in (np.ones(len(b)), conf, hit))
+    "Mean confidence and accuracy in bins of confidence."
+    conf, hit = _hits(proba, y)
+    rank = conf.round(9) if mass else conf # a last bit is no difference
+    edges = _mass_edges(rank, bins) if mass else np.linspace(0, 1, bins+1)
+    b, k = _bin(rank, edges), len(edges)-1
+    n, c, a = (np.bincount(b, weights=w, minlength=k) for w in (np.ones(len(b)), conf, hit))
     with np.errstate(invalid='ignore'):
         return pd.DataFrame({'lo':edges[:-1], 'hi':edges[1:], 'n':n.astype(int), 'confidence':c/n, 'accuracy':a/n})
 
-# %% ../nbs/09_evaluate.ipynb #d5297965
+def _hits(proba, y):
+    "Confidence of each prediction, and whether it is right"
+    proba = np.asarray(proba, float)
+    return proba.max(1), proba.argmax(1)==np.asarray(y)
+
+def _bin(conf, edges):
+    "Number of the bin (lo, hi] of each confidence"
+    return np.clip(np.searchsorted(edges, conf, side='left')-1, 0, len(edges)-2)
+
+def _mass_edges(conf, bins):
+    "0, and the confidences that end a bin; equal ones once"
+    last = np.ceil(np.arange(1, bins+1)*len(conf)/bins).astype(int)-1
+    return np.r_[0, np.unique(np.sort(conf)[last[last>=0]])]
+
+# %% ../nbs/09_evaluate.ipynb #b674b687
 def ece(
     proba, # (N,C) probabilities
     y, # (N,) true class indices
     bins:int=15, # equal-width bins (lo, hi]
 )->float: # between 0 and 1
     "Expected calibration error: mean gap between confidence and accuracy."
-    b = calibration_bins(proba, y, bins).dropna()
-    return float(((b['accuracy']-b['confidence']).abs()*b['n']).sum()/b['n'].sum())
+    return float(_gaps(calibration_bins(proba, y, bins)).sum())
+
+def _gaps(b, weighted=True):
+    "Gap of each bin with images, times its share of the images"
+    b = b[b['n']>0]
+    return (b['accuracy']-b['confidence']).abs()*(b['n']/b['n'].sum() if weighted else 1.)
+
+# %% ../nbs/09_evaluate.ipynb #f0f417a4
+def ace(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+    bins:int=15, # bins of equal mass; ties merge
+)->float: # between 0 and 1
+    "Adaptive calibration error: `ece` in bins of equal mass."
+    return float(_gaps(calibration_bins(proba, y, bins, mass=True)).sum())
+
+# %% ../nbs/09_evaluate.ipynb #77e08414
+def mce(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+    bins:int=15, # equal-width bins (lo, hi]
+    weighted:bool=False, # times the bin's share of the images
+)->float: # between 0 and 1
+    "Maximum calibration error: the largest gap of a bin."
+    return float(_gaps(calibration_bins(proba, y, bins), weighted).max())
+
+# %% ../nbs/09_evaluate.ipynb #89f23853
+def confidence_gap(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+)->float: # between -1 and 1; above 0: overconfident
+    "Mean confidence minus accuracy."
+    conf, hit = _hits(proba, y)
+    return float(conf.mean()-hit.mean())
+
+# %% ../nbs/09_evaluate.ipynb #c52b2305
+class Estimate(NamedTuple):
+    "A number and its interval"
+    value: float
+    low: float
+    high: float
+
+# %% ../nbs/09_evaluate.ipynb #4701b1ac
+def debiased_ece(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+    bins:int=15, # equal-width bins (lo, hi]
+    level:float=.95, # of the interval
+    draws:int=500, # bootstrap samples
+    seed:int=0, # of the draws
+)->Estimate: # value, low, high; cut off at 0
+    "Calibration error less what sampling adds to it, with a basic bootstrap interval."
+    (conf, hit), rng, e = _hits(proba, y), np.random.default_rng(seed), ece(proba, y, bins)
+    b, N = _bin(conf, np.linspace(0, 1, bins+1)), len(conf)
+    draw = lambda i: np.abs(np.bincount(b[i], (hit-conf)[i], bins)).sum()/N
+    es = np.array([draw(rng.integers(0, N, N)) for _ in range(draws)])
+    low, high = np.quantile(es, [(1-level)/2, (1+level)/2])
+    return Estimate(*(float(max(0, 2*e-x)) for x in (es.mean(), high, low)))
 
 # %% ../nbs/09_evaluate.ipynb #2a59d069
 def nll(
@@ -189,11 +264,71 @@ def brier(
     proba = np.asarray(proba, float)
     return float(((proba-np.eye(proba.shape[1])[y])**2).sum(1).mean())
 
+# %% ../nbs/09_evaluate.ipynb #2054330d
+def confidence_auroc(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+)->float: # between 0 and 1; nan when all are right, or none
+    "How well confidence tells right predictions from wrong ones (area under the ROC curve)."
+    conf, hit = _hits(proba, y)
+    return float(roc_auc_score(hit, conf.round(9))) if 0<hit.sum()<len(hit) else math.nan
+
+# %% ../nbs/09_evaluate.ipynb #be913686
+def risk_coverage(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+)->pd.DataFrame: # threshold (falling), coverage, risk: a row for each distinct confidence
+    "Error among the predictions that are at least as sure as a threshold."
+    conf, hit = _hits(proba, y)
+    t, where, n = np.unique(conf.round(9), return_inverse=True, return_counts=True)
+    wrong = np.bincount(where, ~hit, len(t))[::-1].cumsum()
+    n = n[::-1].cumsum()
+    return pd.DataFrame({'threshold':t[::-1], 'coverage':n/len(conf), 'risk':wrong/n})
+
+# %% ../nbs/09_evaluate.ipynb #9c654eb0
+def risk_at(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+    coverage:float=.8, # share of the images to keep, above 0 and at most 1
+)->float: # share of wrong ones among those
+    "Error of the surest predictions."
+    if not 0<coverage<=1: raise ValueError(f'expected a coverage above 0 and at most 1, got {coverage}')
+    r = risk_coverage(proba, y)
+    # errors found so far grow in a straight line within a tie
+    return float(np.interp(coverage, np.r_[0, r['coverage']], np.r_[0, r['risk']*r['coverage']])/coverage)
+
+# %% ../nbs/09_evaluate.ipynb #419d7c4c
+def binomial_interval(
+    k, # successes, a number or an array
+    n, # trials
+    level:float=.95, # least probability that the interval holds the truth
+): # (low, high) arrays; 0 and 1 without trials
+    "Exact interval of a share (Clopper-Pearson)."
+    k, n, a = np.asarray(k, float), np.asarray(n, float), (1-level)/2
+    low, high = beta.ppf(a, np.maximum(k, 1), n-k+1), beta.ppf(1-a, k+1, np.maximum(n-k, 1))
+    return np.where(k>0, low, 0.), np.where(k<n, high, 1.)
+
+# %% ../nbs/09_evaluate.ipynb #16930cac
+def class_calibration(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+    classes, # C names
+    level:float=.95, # of the interval
+)->pd.DataFrame: # class, predicted, confidence, accuracy, low, high, gap; a row a class, nan where never predicted
+    "Confidence and accuracy of the images called each class."
+    (conf, hit), pred, C = _hits(proba, y), np.asarray(proba).argmax(1), len(classes)
+    n, c, k = (np.bincount(pred, w, C) for w in (None, conf, hit))
+    low, high = binomial_interval(k, n, level)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return pd.DataFrame({'class':list(classes), 'predicted':n, 'confidence':c/n, 'accuracy':k/n, 'low':low, 'high':high, 'gap':(c-k)/n})
+
 # %% ../nbs/09_evaluate.ipynb #5f0d70bd
 _LABELS = {'accuracy':'Accuracy', 'macro_accuracy':'Mean over classes', 'worst10':'Worst 10 % of classes', 'seen':'Seen classes',
     'unseen':'Unseen classes', 'harmonic':'Harmonic mean (seen, unseen)', 'gini':'Imbalance of predictions (Gini)',
-    'kl':'Distance from uniform (KL, nats)', 'confidence':'Mean confidence', 'ece':'Calibration error (ECE)', 'nll':'Log loss', 'brier':'Brier score'}
-_PERCENT = {'accuracy','macro_accuracy','worst10','seen','unseen','harmonic','confidence','ece'}
+    'kl':'Distance from uniform (KL, nats)', 'confidence':'Mean confidence', 'ece':'Calibration error (ECE)',
+    'nll':'Log loss', 'brier':'Brier score', 'risk80':'Error among the surest 80 %'}
+_MORE = ('ace','mce','gap','auroc') # numbers for tables of measurements: in `row`, but not shown to people
+_PERCENT = {'accuracy','macro_accuracy','worst10','seen','unseen','harmonic','confidence','ece','risk80'}
 
 def percent(x, digits=1):
     "`.712` as '71.2 %', and a dash for what is not known"
@@ -255,14 +390,19 @@ class Metrics:
     ece: float = None # 15 bins
     nll: float = None
     brier: float = None
+    ace: float = None # 15 bins of equal mass
+    mce: float = None # 15 bins, the worst one's gap
+    gap: float = None # confidence minus accuracy
+    auroc: float = None # of confidence, for right against wrong; None when all are right, or none
+    risk80: float = None # error among the surest 80 %
     recall: np.ndarray = None # (C,)
     per_class: pd.DataFrame = None
     pairs: pd.DataFrame = None # confusion_pairs
 
     def row(self):
         "The single numbers as a dict, without those that are not known."
-        return {k:float(v) for k in _LABELS if (v:=getattr(self, k)) is not None}
-    def _rows(self): return [[_LABELS[k], _value(k, v)] for k,v in self.row().items()]
+        return {k:float(v) for k in (*_LABELS, *_MORE) if (v:=getattr(self, k)) is not None}
+    def _rows(self): return [[_LABELS[k], _value(k, v)] for k,v in self.row().items() if k in _LABELS]
     def __repr__(self): return f'Metrics on {self.n:,} images\n' + table(self._rows())
     def _repr_markdown_(self):
         return '\n'.join([f'| {self.n:,} images | |', '|---|---:|'] + [f'| {a} | {b} |' for a,b in self._rows()])
@@ -309,7 +449,9 @@ def _with_labels(m, pred, y, p, seen):
     m.recall = recalls(pred, y, len(m.classes))
     m.worst10, m.pairs = worst_classes(m.recall), confusion_pairs(pred, y, m.classes)
     if seen is not None and len(seen): m.seen, m.unseen, m.harmonic = trzsl_accuracy(pred, y, seen)
-    if p is not None: m.ece, m.nll, m.brier = ece(p, y), nll(p, y), brier(p, y)
+    if p is None: return
+    m.ece, m.nll, m.brier, m.ace, m.mce = (f(p, y) for f in (ece, nll, brier, ace, mce))
+    m.gap, m.auroc, m.risk80 = confidence_gap(p, y), _known(confidence_auroc(p, y)), risk_at(p, y)
 
 # %% ../nbs/09_evaluate.ipynb #e470850c
 COLORS = dict(before='#8A8A8A', after='#0072B2', right='#009E73', wrong='#D55E00', ink='#222222')
@@ -479,15 +621,95 @@ def plot_reliability(
     proba, # (N,C) probabilities
     y, # (N,) true class indices
     bins:int=15, # equal-width bins (lo, hi]
+    level:float=.95, # of the binomial interval of each bin; None for no whiskers
+    counts:bool=True, # a strip on top with the images in each bin
     ax=None, # axes to draw on
 ):
     "Accuracy in each bin of confidence; a calibrated model follows the diagonal."
     b = calibration_bins(proba, y, bins).dropna()
-    ax = _ax(ax, 3.2, 3)
+    ax, mid = _ax(ax, 3.4, 3.6), (b['lo']+b['hi'])/2
     ax.bar(b['lo'], b['accuracy'], b['hi']-b['lo'], align='edge', color=COLORS['after'], edgecolor='white', lw=.5, label='accuracy')
+    if level is not None:
+        low, high = binomial_interval((b['accuracy']*b['n']).round(), b['n'], level)
+        ax.vlines(mid, low, high, color=COLORS['ink'], lw=1.2, label=f'{100*level:g} % interval')
     ax.plot([0,1], [0,1], color=COLORS['ink'], lw=1, ls='--', label='calibrated')
     ax.set(xlim=(0,1), ylim=(0,1), xlabel='confidence', ylabel='accuracy', aspect='equal')
-    ax.set_title(f'ECE {percent(ece(proba, y, bins))}', fontsize='medium')
+    ax.legend(fontsize='small', loc='upper left', edgecolor='none', framealpha=.9)
+    top = _count_strip(ax, b) if counts else ax
+    top.set_title(f'ECE {percent(ece(proba, y, bins))}', fontsize='medium')
+    return ax
+
+# %% ../nbs/09_evaluate.ipynb #1cb8658d
+def _count_strip(ax, b):
+    "Images in each bin, above the diagram"
+    top = ax.inset_axes([0, 1.04, 1, .2], sharex=ax)
+    top.bar(b['lo'], b['n'], b['hi']-b['lo'], align='edge', color=COLORS['before'], edgecolor='white', lw=.5)
+    top.spines[['top','right','left']].set_visible(False)
+    top.tick_params(labelbottom=False, bottom=False)
+    top.set_yticks([int(b['n'].max())])
+    top.set_ylabel('images', rotation=0, ha='right', va='top', fontsize='small')
+    return top
+
+# %% ../nbs/09_evaluate.ipynb #0eecacd1
+def plot_confidence(
+    proba, # (N,C) probabilities
+    y=None, # (N,) true class indices; None: not known
+    bins:int=20, # equal-width bins
+    ax=None, # axes to draw on
+):
+    "How many predictions are how sure, right and wrong ones apart."
+    conf = np.asarray(proba, float).max(1)
+    sets = [conf] if y is None else [conf[k] for h in [_hits(proba, y)[1]] for k in (h, ~h)]
+    look = [('predictions','before')] if y is None else [('right','right'), ('wrong','wrong')]
+    ax = _ax(ax, 4.2, 2.4)
+    ax.hist(sets, np.linspace(0, 1, bins+1), stacked=True, color=[COLORS[c] for _,c in look], label=[l for l,_ in look], edgecolor='white', lw=.5)
+    ax.set(xlim=(0,1), xlabel='confidence', ylabel='images')
+    ax.legend(fontsize='small', frameon=False, loc='upper left')
+    return ax
+
+# %% ../nbs/09_evaluate.ipynb #a32f5a74
+def plot_class_calibration(
+    proba, # (N,C) probabilities
+    y, # (N,) true class indices
+    classes, # C names
+    top:int=20, # show the `top` classes with the largest gaps
+    level:float=.95, # of the intervals
+    ax=None, # axes to draw on
+):
+    "Confidence in each predicted class against how often it is right, most overconfident on top."
+    t = class_calibration(proba, y, classes, level).dropna()
+    t = t.loc[t['gap'].abs().sort_values(ascending=False, kind='stable').index[:top]].sort_values('gap', kind='stable')
+    ax, r = _ax(ax, 4.6, max(1.6, .26*len(t)+.9)), np.arange(len(t))
+    out = ((t['confidence']>t['high'])|(t['confidence']<t['low'])).to_numpy()
+    ax.hlines(r, 100*t['low'], 100*t['high'], color=COLORS['after'], lw=5, alpha=.35, label=f'share that is right, {100*level:g} % interval')
+    ax.scatter(100*t['accuracy'], r, marker='|', s=70, color=COLORS['after'])
+    for k,c,l in ((~out, 'before', 'mean confidence'), (out, 'wrong', 'mean confidence, outside of it')):
+        if k.any(): ax.scatter(100*t['confidence'][k], r[k], s=32, color=COLORS[c], zorder=3, label=l)
+    ax.set_yticks(r, [f"{_short(c)} ({n})" for c,n in zip(t['class'], t['predicted'])])
+    ax.set(xlim=(0,100), ylim=(-.7, len(t)-.3), xlabel='%')
+    ax.grid(axis='x', color='#DDDDDD', lw=.6)
+    ax.set_axisbelow(True)
+    ax.legend(fontsize='small', frameon=False, loc='lower center', bbox_to_anchor=(.5,1))
+    return ax
+
+# %% ../nbs/09_evaluate.ipynb #64df765b
+def plot_risk_coverage(
+    proba, # (N,C) probabilities, or a dict name -> probabilities
+    y, # (N,) true class indices
+    mark:float=.8, # coverage to mark; None for none
+    ax=None, # axes to draw on
+):
+    "Error among the surest predictions, for every share of them that is kept."
+    many = proba if isinstance(proba, dict) else {'by confidence': proba}
+    ax = _ax(ax, 4.2, 2.8)
+    for (name,p),c in zip(many.items(), ('#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9')):
+        r = risk_coverage(p, y)
+        ax.plot(100*r['coverage'], 100*r['risk'], color=c, lw=2, drawstyle='steps-post', label=name+('' if mark is None else f': {percent(risk_at(p, y, mark))} at {100*mark:g} %'))
+        e = r['risk'].iloc[-1]
+        x = np.linspace(.005, 1, 200)
+        ax.plot(100*x, 100*np.maximum(0, x-(1-e))/x, color=c, lw=1, ls=':')
+    if mark is not None: ax.axvline(100*mark, color=COLORS['ink'], lw=.8, ls='--')
+    ax.set(xlim=(0,100), ylim=(0,None), xlabel='predictions kept, surest first, %', ylabel='wrong among them, %')
     ax.legend(fontsize='small', frameon=False, loc='upper left')
     return ax
 

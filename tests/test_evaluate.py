@@ -114,6 +114,112 @@ def test_constant_confidence(c, right, wrong):
     p, y = np.tile([c, 1-c], (right+wrong, 1)), np.r_[np.zeros(right, int), np.ones(wrong, int)]
     assert ece(p, y)==pytest.approx(abs(c-right/(right+wrong)))
 
+@prop
+@given(predictions(), st.integers(1, 25), st.integers(2, 4))
+def test_bins_nested_or_not(d, bins, k):
+    p, y = d
+    e, gap = ece(p, y, bins), abs(confidence_gap(p, y))
+    assert gap-1e-10<=e<=ece(p, y, bins*k)+1e-10 # a nested refinement never lowers it
+    assert mce(p, y, bins, weighted=True)-1e-10<=e<=mce(p, y, bins)+1e-10
+    assert gap-1e-10<=ace(p, y, bins)<=1+1e-10
+
+@prop
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 99))
+def test_equal_mass_bins_hold_as_many_images(bins, each, seed):
+    conf = np.random.default_rng(seed).permutation(np.linspace(.51, .99, bins*each))
+    b = calibration_bins(np.c_[conf, 1-conf], np.zeros(bins*each, int), bins, mass=True)
+    assert b.n.tolist()==[each]*bins and b.hi.iloc[-1]==conf.max().round(9)
+
+def test_ties_merge_equal_mass_bins():
+    conf = np.r_[np.full(6, .6), .7, .8, .9, .95]
+    b = calibration_bins(np.c_[conf, 1-conf], np.zeros(10, int), 5, mass=True)
+    assert b.n.tolist()==[6,2,2] and b.n.sum()==10
+    p = np.tile([.7,.3], (40,1)) # all tied: one bin
+    assert ace(p, [0]*20+[1]*20, 10)==pytest.approx(.2, abs=1e-10)
+
+@prop
+@given(predictions(), st.randoms())
+def test_new_scores_ignore_order_and_copies(d, rnd):
+    p, y = d
+    ix = rnd.sample(range(len(y)), len(y))
+    for f in (mce, confidence_gap, risk_at, confidence_auroc):
+        assert f(p[ix], y[ix])==pytest.approx(f(p, y), abs=1e-10, nan_ok=True)
+        assert f(np.r_[p,p], np.r_[y,y])==pytest.approx(f(p, y), abs=1e-10, nan_ok=True)
+    assert ace(p[ix], y[ix])==pytest.approx(ace(p, y), abs=1e-10)
+
+def test_overconfidence_by_a_power():
+    conf = np.linspace(.5, 1, 40001)
+    hit = np.random.default_rng(0).random(len(conf))<conf**2
+    p, y = np.c_[conf, 1-conf], np.where(hit, 0, 1)
+    assert ece(p, y)==pytest.approx((conf-conf**2).mean(), abs=.01) and confidence_gap(p, y)==pytest.approx((conf-conf**2).mean(), abs=.01)
+    d = debiased_ece(p, y, draws=100)
+    assert d.low<=d.value<=ece(p, y) and d.low<=(conf-conf**2).mean()<=d.high
+
+def test_debiasing_takes_off_part_of_what_sampling_adds():
+    rng, plain, less = np.random.default_rng(0), [], []
+    for _ in range(40):
+        conf = rng.uniform(.5, 1, 300)
+        p, y = np.c_[conf, 1-conf], (rng.random(300)>conf).astype(int) # calibrated: the true error is 0
+        d = debiased_ece(p, y, draws=60)
+        plain.append(ece(p, y)); less.append(d.value)
+    expected = np.sqrt(2/np.pi)*sum(np.sqrt(w*m/300) for w,m in _bin_moments())
+    assert np.mean(plain)==pytest.approx(expected, rel=.1)
+    assert .45<np.mean(less)/np.mean(plain)<.75
+
+def _bin_moments(bins=15):
+    "Share of each bin for uniform confidence on [.5,1], and its mean p(1-p)"
+    for lo,hi in zip(np.arange(bins)/bins, np.arange(1, bins+1)/bins):
+        if (lo := max(lo, .5))<hi:
+            x = np.linspace(lo, hi, 101)
+            yield 2*(hi-lo), (x*(1-x)).mean()
+
+@pytest.mark.slow
+def test_torchmetrics_agrees_where_no_value_is_on_an_edge():
+    tm, torch = pytest.importorskip('torchmetrics.functional.classification'), pytest.importorskip('torch')
+    rng = np.random.default_rng(1)
+    p, y = rng.dirichlet(np.full(5, .4), 400), rng.integers(0, 5, 400)
+    for bins in (10, 15, 20):
+        for norm,f in (('l1', ece), ('max', mce)):
+            assert float(tm.multiclass_calibration_error(torch.tensor(p), torch.tensor(y), 5, bins, norm))==pytest.approx(f(p, y, bins), abs=1e-6)
+
+# keeping the sure ones
+@prop
+@given(predictions())
+def test_risk_and_coverage(d):
+    p, y = d
+    r, err = risk_coverage(p, y), 1-accuracy(p.argmax(1), y)
+    assert r.coverage.is_monotonic_increasing and r.coverage.iloc[-1]==1 and r.risk.iloc[-1]==pytest.approx(err)
+    assert risk_at(p, y, 1)==pytest.approx(err) and 0<=risk_at(p, y)<=min(1, err/.8+1e-9)
+    auroc = confidence_auroc(p, y)
+    conf, hit = p.max(1).round(9), p.argmax(1)==y
+    if 0<hit.sum()<len(hit):
+        wins = (conf[hit][:,None]>conf[~hit]).mean()+.5*(conf[hit][:,None]==conf[~hit]).mean()
+        assert auroc==pytest.approx(wins)
+    else: assert np.isnan(auroc)
+
+def test_risk_within_a_tie_is_its_mean():
+    p = np.array([[.9,.1]]+[[.6,.4]]*4)
+    assert risk_at(p, [0,1,1,0,0], .6)==pytest.approx(1/3) # the sure one, and two of four that are half wrong
+    assert risk_at(p, [0,1,1,0,0], .2)==0
+    with pytest.raises(ValueError, match='got 0'): risk_at(p, [0]*5, 0)
+
+@prop
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_binomial_interval_is_the_exact_one(k, more):
+    from scipy.stats import binomtest
+    low, high = binomial_interval(k, k+more)
+    if k+more==0: assert (low, high)==(0, 1)
+    else: assert (low, high)==pytest.approx(tuple(binomtest(k, k+more).proportion_ci(.95, 'exact')), abs=1e-10)
+
+@prop
+@given(predictions())
+def test_class_calibration_adds_up(d):
+    p, y = d
+    t = class_calibration(p, y, [f'c{i}' for i in range(p.shape[1])])
+    assert t.predicted.sum()==len(y) and np.nansum(t.gap*t.predicted)/len(y)==pytest.approx(confidence_gap(p, y), abs=1e-10)
+    k = t.dropna()
+    assert ((k.low<=k.accuracy+1e-12) & (k.accuracy<=k.high+1e-12)).all() and (t.predicted==0).sum()==len(t)-len(k)
+
 # tables
 @prop
 @given(predictions())
@@ -147,6 +253,14 @@ def test_evaluate_without_labels_and_with_unknown_ones():
     assert evaluate(p, [-1,-1,-1], ['a','b']).n==3
     m = evaluate(p, [0,-1,1], ['a','b'])
     assert m.n==2 and m.accuracy==.5 and '50.0 %' in m._repr_markdown_() and 'Accuracy' in repr(m)
+
+def test_evaluate_has_every_number_and_shows_few():
+    p = np.random.default_rng(0).dirichlet(np.ones(3), 60)
+    y = p.argmax(1)*(np.arange(60)%3>0)
+    m = evaluate(p, y, ['a','b','c'])
+    assert (m.ace, m.mce, m.gap, m.auroc, m.risk80)==pytest.approx((ace(p, y), mce(p, y), confidence_gap(p, y), confidence_auroc(p, y), risk_at(p, y)))
+    assert {'ace','mce','gap','auroc','risk80'}<=set(m.row()) and 'surest 80' in repr(m) and len(m._rows())<=12
+    assert evaluate(np.eye(3), ['a','b','c'], ['a','b','c']).auroc is None and evaluate([0,1], [0,1], ['a','b']).risk80 is None
 
 def test_evaluate_float32_rows():
     p = np.random.default_rng(0).dirichlet(np.ones(7), 50).astype('float32')
@@ -198,8 +312,23 @@ def test_confusion_matrix_refuses_many_classes():
 def test_reliability_and_grid():
     a = ax()
     assert plot_reliability(np.array([[.7,.3],[.2,.8]]), [0,0], ax=a) is a
+    a.figure.canvas.draw()
     axes = plot_image_grid([Image.new('L', (8,8)), np.zeros((8,8,3))], ['a','b'], ['b','c'], truth=['b',None], cols=2)
     assert '✓' in axes.flat[0].get_title() and axes.flat[1].get_title()=='b\n→ c'
+
+@pytest.mark.parametrize('c', [2, 10, 60])
+def test_calibration_figures(c):
+    rng = np.random.default_rng(0)
+    p, y, names = rng.dirichlet(np.full(c, .2), 150), rng.integers(0, c, 150), [f'a $ class {i}' for i in range(c)]
+    for draw in (lambda ax: plot_reliability(p, y, level=None, counts=False, ax=ax), lambda ax: plot_reliability(p, y, 10, ax=ax), lambda ax: plot_confidence(p, y, ax=ax), lambda ax: plot_confidence(p, ax=ax),
+                 lambda ax: plot_class_calibration(p, y, names, ax=ax), lambda ax: plot_risk_coverage({'x': p, 'y': p[::-1]}, y, ax=ax), lambda ax: plot_risk_coverage(p, p.argmax(1), None, ax=ax)):
+        a = ax()
+        assert draw(ax=a) is a
+        a.figure.canvas.draw()
+    a = plot_class_calibration(p, y, names, top=5, ax=ax())
+    assert len(a.get_yticklabels())==min(c, 5)
+    counts = [b.get_height() for b in plot_reliability(p, y, ax=ax()).child_axes[0].patches]
+    assert sum(counts)==150
 
 # report
 class Page(HTMLParser):
