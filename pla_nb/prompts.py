@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Prompts', 'TextPrompts', 'VisualPrompts', 'MaPLe', 'CoCoOp', 'Adapter', 'prompts_for', 'Prompted']
 
-# %% ../nbs/07_prompts.ipynb #31a64546
+# %% ../nbs/07_prompts.ipynb #157c9878
 import copy, json, warnings
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 from .backbones import Backbone, _hash, _hash_weights
 
-# %% ../nbs/07_prompts.ipynb #8c549d05
+# %% ../nbs/07_prompts.ipynb #82697060
 def _blocks(transformer, x, mask=None, deep=(), at=0):
     "The blocks of an open_clip transformer; before block i>0, `deep[i-1]` overwrites the tokens from `at` on"
     for i,block in enumerate(transformer.resblocks):
@@ -27,114 +28,13 @@ def _block(transformer, block, x, mask):
     if transformer.grad_checkpointing and torch.is_grad_enabled(): return checkpoint(block, x, attn_mask=mask, use_reentrant=False)
     return block(x, attn_mask=mask)
 
+# %% ../nbs/07_prompts.ipynb #6fd49b6b
 def _overwrite(x, v, at):
     "`v` (n,w) in the place of the n tokens from `at` on"
     v = v.to(x.dtype).expand(len(x), -1, -1)
     return torch.cat([x[:,:at], v, x[:,at+v.shape[1]:]], 1)
 
-# %% ../nbs/07_prompts.ipynb #219d0c88
-@dataclass
-class _Room:
-    "Token embeddings of sentences, with room for vectors"
-    x: Tensor # (C,L,w); what stands in the room is overwritten
-    at: Tensor # (C,) position that is read
-    mask: Tensor|None # what the tower takes as a mask
-
-class _TextTower:
-    "What splicing needs to know of a text tower"
-    def _probe(self):
-        "Whether sentences begin and end with a token of their own"
-        rows = self.content(['a','dog','red'])
-        same = lambda i: len({o[i] for o in rows})==1
-        self.start,self.ends = int(same(0)),int(same(-1))
-
-    def words(self, text): # tokens of `text` alone
-        ids = self.content([text])[0]
-        return ids[self.start:len(ids)-self.ends]
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def room(self, sentences, words, n): # room for n vectors in each; words they begin with count as room
-        rows = [self._insert(o, words[:n], n) for o in self.content(list(sentences))]
-        long = [s for s,o in zip(sentences, rows) if len(o)>self.limit]
-        if long: warnings.warn(f'{n} vectors leave room for {self.limit-n-self.start-self.ends} tokens, the end of {len(long)} sentences is cut off, the first: {long[0]!r}', stacklevel=4)
-        rows = [o if len(o)<=self.limit else o[:self.limit-1]+o[-1:] if self.ends else o[:self.limit] for o in rows]
-        n = [len(o) for o in rows]
-        L = max(n) if self.cuts else self.limit
-        ids = torch.tensor([o+[self.pad]*(L-len(o)) for o in rows], device=self.vlm.device)
-        return self.ready(ids, torch.tensor(n, device=ids.device))
-
-    def _insert(self, ids, words, n):
-        i,k = self.start,len(words)
-        return ids[:i] + [self.filler]*(n-k if ids[i:i+k]==words else n) + ids[i:]
-
-# %% ../nbs/07_prompts.ipynb #4ee6ed45
-class _ClipText(_TextTower):
-    "open_clip's own text tower"
-    def __init__(self, vlm):
-        self.vlm,self.tower = vlm,getattr(vlm.model, 'text', vlm.model)
-        t = self.tower
-        self.pool,self.eos = (getattr(t, o, None) or getattr(t, 'text_'+o, None) for o in ('pool_type','eos_id'))
-        self.cls = getattr(t, 'cls_emb', None)
-        if self.pool=='none' and self.cls is None: raise ValueError(f"the text tower of {vlm.name} gives a feature for each token, not one for a sentence: prompts need one")
-        self.width,self.layers,self.limit = t.transformer.width,len(t.transformer.resblocks),vlm.context_length
-        # a causal tower sees nothing behind the token that is read
-        self.cuts = t.attn_mask is not None and self.cls is None and self.pool in ('argmax','eos','first')
-        self.pad = int(vlm.tokenizer(['a'])[0,-1])
-        self.filler = next(i for i in range(3) if i not in (self.pad, self.eos))
-        self._probe()
-
-    def content(self, sentences): # token ids without padding
-        ids = self.vlm.tokenizer(sentences)
-        n = ((ids!=self.pad)*torch.arange(1, ids.shape[1]+1)).amax(1)
-        return [row[:k].tolist() for row,k in zip(ids, n)]
-
-    def embed(self, ids): return self.tower.token_embedding(ids)
-
-    def ready(self, ids, n):
-        x = self.embed(ids)
-        return _Room(x, self._read(ids), self._mask(ids, x.dtype))
-
-    def _mask(self, ids, dtype):
-        t,L = self.tower,ids.shape[1]+(self.cls is not None)
-        mask = None if t.attn_mask is None else t.attn_mask[:L,:L]
-        if self.cls is None and not getattr(t, 'use_pad_mask', False): return mask
-        pads = t._build_additive_mask(ids, L, dtype)
-        return pads if mask is None else pads+mask
-
-    def _read(self, ids):
-        last = torch.full((len(ids),), ids.shape[1]-1, device=ids.device)
-        if self.cls is not None: return last+1
-        return dict(first=lambda: last*0, last=lambda: last, argmax=lambda: ids.argmax(1), eos=lambda: (ids==self.eos).int().argmax(1))[self.pool]()
-
-    def encode(self, x, room, deep=()): # (C,L,w) -> (C,d)
-        t = self.tower
-        dtype = t.transformer.get_cast_dtype()
-        x = x.to(dtype)
-        if self.cls is not None: x = torch.cat([x, self.cls.to(dtype).expand(len(x), 1, -1)], 1)
-        x = x + t.positional_embedding[:x.shape[1]].to(dtype)
-        x = _blocks(t.transformer, x, room.mask, deep, self.start)
-        x = t.ln_final(x[torch.arange(len(x), device=x.device), room.at])
-        proj = t.text_projection
-        return x if proj is None else proj(x) if isinstance(proj, nn.Module) else x@proj
-
-# %% ../nbs/07_prompts.ipynb #f17feeb8
-class _MiniLMText(_TextTower):
-    "The starter's text tower: reads in both directions, ignores padding, averages all tokens"
-    cuts,filler = True,1
-    def __init__(self, vlm):
-        self.vlm,c = vlm,vlm.language.config
-        self.width,self.layers,self.limit,self.pad = c.hidden_size,c.num_hidden_layers,c.max_position_embeddings,vlm.tokenizer.pad_token_id
-        self._probe()
-
-    def content(self, sentences): return self.vlm.tokenizer(sentences, truncation=True, max_length=256)['input_ids']
-    def embed(self, ids): return self.vlm.language.get_input_embeddings()(ids)
-    def ready(self, ids, n): return _Room(self.embed(ids), n-1, (torch.arange(ids.shape[1], device=ids.device)<n[:,None]).long())
-    def encode(self, x, room, deep=()): return self.vlm.to_joint(self.vlm._embed(dict(inputs_embeds=x, attention_mask=room.mask)))
-
-def _text_tower(vlm): return (_MiniLMText if hasattr(vlm, 'language') else _ClipText)(vlm)
-
-# %% ../nbs/07_prompts.ipynb #3bc6c884
+# %% ../nbs/07_prompts.ipynb #747676d2
 def _prompted_images(vlm, batch, ctx, deep=()):
     "Joint and vision-only features with `ctx` behind the patches, and `deep` in its place later on"
     visual = vlm.model.visual
@@ -147,27 +47,134 @@ def _prompted_images(vlm, batch, ctx, deep=()):
         U = visual._pool(x[:,:n])[0]
         return (U, None) if visual.proj is None else (U@visual.proj, U)
 
-# %% ../nbs/07_prompts.ipynb #c0d150ce
-def _dials(vlm):
-    "Values of `CAPConfig.dial` that a model allows"
-    return ['features'] + ['text']*('text' in vlm.prompts) + ['maple']*(vlm.prompts>={'text','visual'})
+# %% ../nbs/07_prompts.ipynb #1a9b2008
+@dataclass
+class _Room:
+    "Token embeddings of sentences, with room for vectors"
+    x: Tensor # (C,L,w); what stands in the room is overwritten
+    at: Tensor # (C,) position that is read
+    mask: Tensor|None # what the tower takes as a mask
 
-def _need_places(vlm, who, *places):
-    lacks = [o for o in places if o not in vlm.prompts]
-    if lacks: raise ValueError(f"{who} needs a {' and a '.join(lacks)} tower that takes prompts, and {vlm.name} has none: it allows dial {', '.join(map(repr, _dials(vlm)))}. "
-        f"{'Both towers' if len(places)>1 else 'The tower'} of open_clip's ViT models take{'' if len(places)>1 else 's'} them, such as VLM('ViT-B-32-quickgelu', 'openai').")
+# %% ../nbs/07_prompts.ipynb #938a7fb9
+class _TextTower:
+    "What splicing needs to know of a text tower"
+    def _probe(self):
+        "Whether sentences begin and end with a token of their own"
+        rows = self.content(['a','dog','red'])
+        same = lambda i: len({o[i] for o in rows})==1
+        self.start,self.ends = int(same(0)),int(same(-1))
 
-def _need_depth(depth, **towers):
-    most = min(towers.values())
-    if not 1<=depth<=most: raise ValueError(f"expected depth between 1 and {most} ({', '.join(f'{k} tower: {v} layers' for k,v in towers.items())}), got {depth}")
+    def words(self, text):
+        "Tokens of `text` alone"
+        ids = self.content([text])[0]
+        return ids[self.start:len(ids)-self.ends]
 
-def _normal(g, *shape): return torch.randn(*shape, generator=g)*.02
+# %% ../nbs/07_prompts.ipynb #e1355026
+@patch
+@torch.inference_mode(False) # a tensor made in inference mode cannot be trained with later
+@torch.no_grad()
+def room(self:_TextTower, sentences, words, n):
+    "Sentences with room for n vectors"
+    rows = self._fit([self._insert(o, words[:n], n) for o in self.content(sentences)], sentences, n)
+    lengths = [len(o) for o in rows]
+    L = max(lengths) if self.cuts else self.limit
+    ids = torch.tensor([o+[self.pad]*(L-len(o)) for o in rows], device=self.vlm.device)
+    return self.ready(ids, torch.tensor(lengths, device=ids.device))
 
-# %% ../nbs/07_prompts.ipynb #9d6ec6e9
+@patch
+def _insert(self:_TextTower, ids, words, n):
+    i,k = self.start,len(words)
+    return ids[:i] + [self.filler]*(n-k if ids[i:i+k]==words else n) + ids[i:]
+
+# %% ../nbs/07_prompts.ipynb #e1737f97
+@patch
+def _fit(self:_TextTower, rows, sentences, n):
+    "Rows no longer than the tower reads; their last token stays if it marks the end"
+    long = [s for s,o in zip(sentences, rows) if len(o)>self.limit]
+    if long: warnings.warn(f'{n} vectors leave room for {self.limit-n-self.start-self.ends} tokens: the end of {len(long)} of {len(rows)} sentences is cut off, the first is {long[0]!r}', stacklevel=2)
+    cut = lambda o: o[:self.limit-1]+o[-1:] if self.ends else o[:self.limit]
+    return [cut(o) if len(o)>self.limit else o for o in rows]
+
+# %% ../nbs/07_prompts.ipynb #516e1d33
+class _ClipText(_TextTower):
+    "open_clip's own text tower"
+    def __init__(self, vlm):
+        self.vlm,self.tower = vlm,getattr(vlm.model, 'text', vlm.model)
+        t = self.tower
+        self.pool,self.eos = (getattr(t, o, None) or getattr(t, 'text_'+o, None) for o in ('pool_type','eos_id'))
+        self.cls = getattr(t, 'cls_emb', None) # CoCa appends a token and reads that
+        if self.pool=='none' and self.cls is None: raise ValueError(f"the text tower of {vlm.name} gives a feature for each token, not one for a sentence: prompts need one")
+        self.width,self.layers,self.limit = t.transformer.width,len(t.transformer.resblocks),vlm.context_length
+        self.cuts = t.attn_mask is not None and self.cls is None and self.pool in ('argmax','eos','first')
+        self.pad = int(vlm.tokenizer(['a'])[0,-1])
+        self.filler = next(i for i in range(3) if i not in (self.pad, self.eos))
+        self._probe()
+
+    def content(self, sentences):
+        "Token ids without padding"
+        ids = self.vlm.tokenizer(list(sentences))
+        n = ((ids!=self.pad)*torch.arange(1, ids.shape[1]+1)).amax(1)
+        return [row[:k].tolist() for row,k in zip(ids, n)]
+
+    def embed(self, ids): return self.tower.token_embedding(ids)
+
+# %% ../nbs/07_prompts.ipynb #15df2d47
+@patch
+def ready(self:_ClipText, ids, lengths):
+    x = self.embed(ids)
+    return _Room(x, self._read(ids), self._mask(ids, x.dtype))
+
+@patch
+def _read(self:_ClipText, ids):
+    "The position that is pooled"
+    last = torch.full((len(ids),), ids.shape[1]-1, device=ids.device)
+    if self.cls is not None: return last+1
+    if self.pool in ('first','last'): return last if self.pool=='last' else last*0
+    return ids.argmax(1) if self.pool=='argmax' else (ids==self.eos).int().argmax(1)
+
+@patch
+def _mask(self:_ClipText, ids, dtype):
+    t,L = self.tower,ids.shape[1]+(self.cls is not None)
+    mask = None if t.attn_mask is None else t.attn_mask[:L,:L]
+    if self.cls is None and not getattr(t, 'use_pad_mask', False): return mask
+    pads = t._build_additive_mask(ids, L, dtype)
+    return pads if mask is None else pads+mask
+
+# %% ../nbs/07_prompts.ipynb #f6e2ae20
+@patch
+def encode(self:_ClipText, x, room, deep=()):
+    "Token embeddings (C,L,w) to features (C,d), not normalised"
+    t = self.tower
+    dtype = t.transformer.get_cast_dtype()
+    x = x.to(dtype)
+    if self.cls is not None: x = torch.cat([x, self.cls.to(dtype).expand(len(x), 1, -1)], 1)
+    x = x + t.positional_embedding[:x.shape[1]].to(dtype)
+    x = _blocks(t.transformer, x, room.mask, deep, self.start)
+    x = t.ln_final(x[torch.arange(len(x), device=x.device), room.at]) # of the one token that is read
+    proj = t.text_projection
+    return x if proj is None else proj(x) if isinstance(proj, nn.Module) else x@proj
+
+# %% ../nbs/07_prompts.ipynb #61eeacf7
+class _MiniLMText(_TextTower):
+    "The starter's text tower"
+    cuts,filler = True,1
+    def __init__(self, vlm):
+        self.vlm,c = vlm,vlm.language.config
+        self.width,self.layers,self.limit,self.pad = c.hidden_size,c.num_hidden_layers,c.max_position_embeddings,vlm.tokenizer.pad_token_id
+        self._probe()
+
+    def content(self, sentences): return self.vlm.tokenizer(list(sentences), truncation=True, max_length=256)['input_ids']
+    def embed(self, ids): return self.vlm.language.get_input_embeddings()(ids)
+    def ready(self, ids, lengths): return _Room(self.embed(ids), lengths-1, (torch.arange(ids.shape[1], device=ids.device)<lengths[:,None]).long())
+    def encode(self, x, room, deep=()): return self.vlm.to_joint(self.vlm._embed(dict(inputs_embeds=x, attention_mask=room.mask)))
+
+def _text_tower(vlm): return (_MiniLMText if hasattr(vlm, 'language') else _ClipText)(vlm)
+
+# %% ../nbs/07_prompts.ipynb #9acd790f
 class Prompts(nn.Module):
-    "What all prompts share: the frozen model, the classes, and their sentences"
+    "What all prompts share: a frozen model, the classes, and a sentence for each"
     kind = 'text' # 'text' | 'visual' | 'multimodal'
-    args = ('classes','n_ctx','init','sentences','seed') # of the constructor
+    args = ('classes','n_ctx','init','sentences','seed') # of the constructor, in JSON
     def __init__(self,
         vlm: Backbone, # stays as it is
         classes: list, # C class names; '_' is read as a space
@@ -184,109 +191,140 @@ class Prompts(nn.Module):
         self.sentences |= {c: self.sentence(c) for c in self.classes}
         self._rooms,self._frozen = {},None
 
-    def __deepcopy__(self, memo):
-        "A copy of what is learned; the frozen model is shared"
-        new = type(self).__new__(type(self))
-        memo |= {id(o): o for o in (self.vlm, vars(self).get('_tower'), self._rooms)}
-        new.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return new
-
-    def extra_repr(self): return f"{len(self.classes)} classes, n_ctx={self.n_ctx}, {sum(p.numel() for p in self.parameters()):,} parameters on {self.vlm.name}"
-
-    def sentence(self,
-        name: str, # any class
-        sentences: dict|None = None, # come before those of the constructor
-    ) -> str: # what is said of it
-        s = (sentences or {}).get(name, self.sentences.get(name))
-        if s is None: return self.vlm.template.replace('{}', name.replace('_',' '))
-        if not isinstance(s, str): raise ValueError(f'expected one sentence for {name!r}, got {s!r}')
-        return s
-
-    def texts(self,
-        classes: list|None = None, # class names, others than in training too; None: those of the constructor
-        sentences: dict|None = None, # class -> sentence
-    ) -> Tensor: # (C,d) float32, unit norm, with gradient
-        "Text features with the learned vectors"
-        names = self.classes if classes is None else list(classes)
-        if not names or isinstance(classes, str): raise ValueError(f'expected a list of class names, got {classes!r}; these prompts were made for {self.classes}')
-        return self.encode([self.sentence(c, sentences) for c in names])
-
-    def encode(self,
-        sentences: list, # C sentences, taken as they are
-        keep: bool = True, # remember their tokens for the next call
-    ) -> Tensor: # (C,d) float32, unit norm, with gradient
-        "Text features of sentences"
-        return self.vlm.encode_texts(list(sentences))
-
-    def images(self,
-        batch: Tensor, # (B,3,H,W) float, normalised by the model's `preprocess`
-    ) -> Tensor: # (B,d) float32, unit norm, with gradient where there are visual prompts
-        "Image features"
-        if not self.visual_tokens: return self.vlm.encode_images(batch)
-        return F.normalize(self._pair(batch.to(self.vlm.device))[0].float(), dim=-1)
-
-    def _pair(self, batch): return _prompted_images(self.vlm, batch, *self.visual()) if self.visual_tokens else self.vlm._images(batch)
-
     @property
     def visual_tokens(self): return 0 if self.kind=='text' else self.n_ctx
+    def extra_repr(self): return f"{len(self.classes)} classes, n_ctx={self.n_ctx}, {sum(p.numel() for p in self.parameters()):,} parameters for {self.vlm.name}"
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def frozen_texts(self) -> Tensor: # (C,d) float32, unit norm
-        "Text features of the classes as the frozen model gives them"
-        if self._frozen is None: self._frozen = self.vlm.encode_texts([self.sentences[c] for c in self.classes])
-        return self._frozen
+# %% ../nbs/07_prompts.ipynb #7e3c06da
+@patch
+def sentence(self:Prompts,
+    name: str, # any class
+    sentences: dict|None = None, # class -> sentence; these come before those of the constructor
+) -> str:
+    "What is said of a class"
+    s = (sentences or {}).get(name, self.sentences.get(name))
+    if s is None: return self.vlm.template.replace('{}', name.replace('_',' '))
+    if not isinstance(s, str): raise ValueError(f'expected one sentence for {name!r}, got {s!r}')
+    return s
 
-# %% ../nbs/07_prompts.ipynb #ffdc7d6f
+# %% ../nbs/07_prompts.ipynb #67919197
+@patch
+def texts(self:Prompts,
+    classes: list|None = None, # class names, also others than those trained with; None: those of the constructor
+    sentences: dict|None = None, # class -> sentence
+) -> Tensor: # (C,d) float32, unit norm, with gradient to the prompts
+    "Text features of classes"
+    names = self.classes if classes is None else list(classes)
+    if not names or isinstance(classes, str): raise ValueError(f'expected a list of class names, got {classes!r}; these prompts were made for {self.classes}')
+    return self.encode([self.sentence(c, sentences) for c in names])
+
+@patch
+def encode(self:Prompts,
+    sentences: list, # C sentences, taken as they are
+    keep: bool = True, # remember their tokens for the next call
+) -> Tensor: # (C,d) float32, unit norm, with gradient to the prompts
+    "Text features of sentences"
+    return self.vlm.encode_texts(list(sentences))
+
+# %% ../nbs/07_prompts.ipynb #fae0b50e
+@patch
+def images(self:Prompts,
+    batch: Tensor, # (B,3,H,W) float, normalised by the model's `preprocess`
+) -> Tensor: # (B,d) float32, unit norm, with gradient where there are visual prompts
+    "Image features"
+    if not self.visual_tokens: return self.vlm.encode_images(batch)
+    return F.normalize(self._pair(batch.to(self.vlm.device))[0].float(), dim=-1)
+
+@patch
+def _pair(self:Prompts, batch): return _prompted_images(self.vlm, batch, *self._visual()) if self.visual_tokens else self.vlm._images(batch)
+
+# %% ../nbs/07_prompts.ipynb #ffed8b85
+@patch
+@torch.inference_mode(False)
+@torch.no_grad()
+def frozen_texts(self:Prompts) -> Tensor: # (C,d) float32, unit norm, without gradient
+    "Text features of the classes as the model gives them; computed once"
+    if self._frozen is None:
+        with torch.autocast(self.vlm.device.type, enabled=False): self._frozen = self.vlm.encode_texts([self.sentences[c] for c in self.classes])
+    return self._frozen
+
+@patch
+def __deepcopy__(self:Prompts, memo):
+    "A copy of what is learned; the model is shared"
+    new = type(self).__new__(type(self))
+    memo |= {id(o): o for o in (self.vlm, vars(self).get('_tower'), self._rooms)}
+    new.__dict__ = copy.deepcopy(self.__dict__, memo)
+    return new
+
+# %% ../nbs/07_prompts.ipynb #9a63a9da
+def _dials(vlm):
+    "Values of `CAPConfig.dial` that a model allows"
+    return ['features'] + ['text']*('text' in vlm.prompts) + ['maple']*(vlm.prompts>={'text','visual'})
+
+_cure = "The towers of open_clip's ViT models have, such as VLM('ViT-B-32-quickgelu', 'openai')."
+
+def _need_places(vlm, who, *places):
+    lacks = [o for o in places if o not in vlm.prompts]
+    if lacks: raise ValueError(f"{who} needs a place for prompts in the {' and the '.join(lacks)} tower, and {vlm.name} has none: it allows dial {', '.join(map(repr, _dials(vlm)))}. {_cure}")
+
+def _need_depth(depth, **towers):
+    most = min(towers.values())
+    if not 1<=depth<=most: raise ValueError(f"expected depth between 1 and {most} ({', '.join(f'{k} tower: {v} layers' for k,v in towers.items())}), got {depth}")
+
+# %% ../nbs/07_prompts.ipynb #612f73b2
+def _normal(g, *shape): return torch.randn(*shape, generator=g)*.02
+
 class _WithText(Prompts):
     "Prompts with vectors in the text tower"
     def __init__(self, vlm, classes, n_ctx, init, sentences, seed):
         _need_places(vlm, type(self).__name__, *dict(text=['text'], multimodal=['text','visual'])[self.kind])
         super().__init__(vlm, classes, n_ctx, init, sentences, seed)
         self._tower = t = _text_tower(vlm)
-        if (most := t.limit-t.start-t.ends-1)<n_ctx: raise ValueError(f'the text tower of {vlm.name} reads {t.limit} tokens: expected n_ctx of at most {most}, got {n_ctx}')
+        most = t.limit-t.start-t.ends-1
+        if n_ctx>most: raise ValueError(f'the text tower of {vlm.name} reads {t.limit} tokens: expected n_ctx of at most {most}, got {n_ctx}')
         self._words = t.words(init) if init else []
 
+    def _param(self, v): return nn.Parameter(v.to(self.vlm.device))
+    def _deep_texts(self): return ()
+
     def _start(self, g):
-        "Random vectors, the last ones replaced by the embeddings of the first words"
+        "Random vectors, the last of them replaced by the embeddings of the words"
         t,words = self._tower,self._words[:self.n_ctx]
         v = _normal(g, self.n_ctx, t.width)
         if words: v[-len(words):] = t.embed(torch.tensor(words, device=self.vlm.device)).float().cpu()
         return self._param(v)
 
-    def _param(self, v): return nn.Parameter(v.to(self.vlm.device))
+# %% ../nbs/07_prompts.ipynb #71dee6d2
+@patch
+def encode(self:_WithText, sentences, keep=True, ctx=None):
+    room = self._room(tuple(sentences), keep)
+    x = _overwrite(room.x, self.ctx if ctx is None else ctx, self._tower.start)
+    return F.normalize(self._tower.encode(x, room, self._deep_texts()).float(), dim=-1)
 
-    def _room(self, sentences, keep):
-        key = tuple(sentences)
-        if key in self._rooms: return self._rooms[key]
-        room = self._tower.room(key, self._words, self.n_ctx)
-        if keep:
-            if len(self._rooms)>3: del self._rooms[next(iter(self._rooms))]
-            self._rooms[key] = room
-        return room
+@patch
+def _room(self:_WithText, sentences, keep):
+    if sentences in self._rooms: return self._rooms[sentences]
+    room = self._tower.room(sentences, self._words, self.n_ctx)
+    if keep:
+        if len(self._rooms)>3: del self._rooms[next(iter(self._rooms))]
+        self._rooms[sentences] = room
+    return room
 
-    def deep_texts(self): return ()
-
-    def encode(self, sentences, keep=True, ctx=None):
-        room = self._room(sentences, keep)
-        x = _overwrite(room.x, self.ctx if ctx is None else ctx, self._tower.start)
-        return F.normalize(self._tower.encode(x, room, self.deep_texts()).float(), dim=-1)
-
-# %% ../nbs/07_prompts.ipynb #7028d45a
+# %% ../nbs/07_prompts.ipynb #7175cff3
 class TextPrompts(_WithText):
     "Learned vectors in front of the sentence of each class (CoOp)"
     def __init__(self,
         vlm: Backbone, # stays as it is
         classes: list, # C class names; '_' is read as a space
         n_ctx: int = 16, # learned vectors, shared by all classes; 0 is the frozen model
-        init: str|None = None, # words to start from, as 'a photo of a': they are replaced where a sentence starts with them
+        init: str|None = None, # words to start from, as 'a photo of a'; replaced where a sentence starts with them
         sentences: dict|None = None, # class -> sentence; others are put into the model's template
         seed: int = 0, # of the random vectors
     ):
         super().__init__(vlm, classes, n_ctx, init, sentences, seed)
         self.ctx = self._start(torch.Generator().manual_seed(seed))
 
-# %% ../nbs/07_prompts.ipynb #2c7b6c73
+# %% ../nbs/07_prompts.ipynb #c3524342
 class VisualPrompts(Prompts):
     "Learned vectors behind the patches of each image (VPT)"
     kind,args = 'visual',('classes','n_ctx','depth','seed')
@@ -295,7 +333,7 @@ class VisualPrompts(Prompts):
         n_ctx: int = 2, # learned vectors
         depth: int = 1, # blocks that get vectors of their own; 1 is VPT-shallow, more is VPT-deep
         seed: int = 0, # of the random vectors
-        classes: list = (), # C class names, where texts are asked for
+        classes: list = (), # C class names, for `texts`; they are those of the frozen model
     ):
         _need_places(vlm, 'VisualPrompts', 'visual')
         super().__init__(vlm, classes, n_ctx, seed=seed)
@@ -305,18 +343,18 @@ class VisualPrompts(Prompts):
         self.ctx = nn.Parameter(_normal(g, n_ctx, t.width).to(vlm.device))
         self.deep = nn.Parameter(_normal(g, depth-1, n_ctx, t.width).to(vlm.device))
 
-    def visual(self): return self.ctx, self.deep
+    def _visual(self): return self.ctx, self.deep
 
-# %% ../nbs/07_prompts.ipynb #dbe3b158
+# %% ../nbs/07_prompts.ipynb #b9a4d532
 class MaPLe(_WithText):
-    "Learned vectors in both towers, those of the image tower made from those of the text tower (MaPLe)"
+    "Learned vectors in both towers; those of the image tower are made from those of the text tower (MaPLe)"
     kind,args = 'multimodal',('classes','n_ctx','depth','init','sentences','seed')
     def __init__(self,
         vlm: Backbone, # stays as it is
         classes: list, # C class names; '_' is read as a space
         n_ctx: int = 2, # learned vectors of each layer
         depth: int = 8, # layers of both towers that get vectors
-        init: str|None = 'a photo of a', # words to start from: they are replaced where a sentence starts with them
+        init: str|None = 'a photo of a', # words to start from; replaced where a sentence starts with them
         sentences: dict|None = None, # class -> sentence; others are put into the model's template
         seed: int = 0, # of the random vectors and maps
     ):
@@ -326,22 +364,22 @@ class MaPLe(_WithText):
         self.depth = depth
         self.ctx = self._start(g)
         self.deep = self._param(_normal(g, depth-1, n_ctx, t.width))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]): # the caller's random numbers stay as they are
             torch.manual_seed(seed)
             self.proj,first = [nn.Linear(t.width, visual.width).to(vlm.device) for _ in range(2)]
         self.deep_projs = nn.ModuleList(copy.deepcopy(first) for _ in range(depth-1))
 
-    def deep_texts(self): return self.deep
-    def visual(self): return self.proj(self.ctx), [f(v) for f,v in zip(self.deep_projs, self.deep)]
+    def _deep_texts(self): return self.deep
+    def _visual(self): return self.proj(self.ctx), [f(v) for f,v in zip(self.deep_projs, self.deep)]
 
-# %% ../nbs/07_prompts.ipynb #882cd3d4
+# %% ../nbs/07_prompts.ipynb #d3230b05
 class CoCoOp(_WithText):
     "Text prompts that each image shifts (CoCoOp)"
     def __init__(self,
         vlm: Backbone, # stays as it is
         classes: list, # C class names; '_' is read as a space
         n_ctx: int = 4, # learned vectors
-        init: str|None = 'a photo of a', # words to start from: they are replaced where a sentence starts with them
+        init: str|None = 'a photo of a', # words to start from; replaced where a sentence starts with them
         sentences: dict|None = None, # class -> sentence; others are put into the model's template
         seed: int = 0, # of the random vectors and the network
     ):
@@ -359,13 +397,13 @@ class CoCoOp(_WithText):
         if v.ndim==2: return torch.stack([self(o, classes) for o in v])
         return self.encode([self.sentence(c) for c in (self.classes if classes is None else classes)], ctx=self.ctx+self.meta(v))
 
-# %% ../nbs/07_prompts.ipynb #77563522
+# %% ../nbs/07_prompts.ipynb #7735074c
 class Adapter(nn.Module):
     "Bottleneck on unit-norm features"
     def __init__(self,
         dim: int, # d, of the features
         hidden: int = 128, # width of the bottleneck
-        residual: float = .1, # weight of what the bottleneck adds; the released code has .01
+        residual: float = .1, # weight of what the bottleneck adds
         zero: bool = True, # start without effect; False: torch's default initialisation [code]
     ):
         super().__init__()
@@ -374,33 +412,34 @@ class Adapter(nn.Module):
 
     def forward(self, u): return F.normalize(u + self.residual*self.up(F.relu(self.down(u))), dim=-1)
 
-# %% ../nbs/07_prompts.ipynb #10207e4f
+# %% ../nbs/07_prompts.ipynb #a643dd06
 def prompts_for(
     vlm: Backbone,
     classes: list, # C class names
     dial: str, # 'text' | 'maple'
-    n_ctx: int|None = None, # learned vectors; None: 16 for text, 2 for maple
+    n_ctx: int|None = None, # learned vectors; None: 16 for text [CoOp], 2 for maple [code]
     depth: int = 8, # layers with vectors, for maple
     sentences: dict|None = None, # class -> sentence
-    seed: int = 0,
+    seed: int = 0, # of what starts at random
 ) -> Prompts: # `TextPrompts` or `MaPLe`
-    "The prompts of a dial"
-    if dial not in ('text','maple'): raise ValueError(f"expected dial 'text' or 'maple', got {dial!r}: no other has prompts, and {vlm.name} allows {', '.join(map(repr, _dials(vlm)))}")
-    if dial not in _dials(vlm): raise ValueError(f"{vlm.name} allows dial {', '.join(map(repr, _dials(vlm)))}, got {dial!r}. For 'maple', take an open_clip ViT such as VLM('ViT-B-32-quickgelu', 'openai').")
+    "The prompts that a dial asks for"
+    allowed = ', '.join(map(repr, _dials(vlm)))
+    if dial not in ('text','maple'): raise ValueError(f"expected dial 'text' or 'maple', got {dial!r}; {vlm.name} allows {allowed}, and 'features' needs no prompts")
+    if dial not in _dials(vlm): raise ValueError(f"got dial {dial!r}, but {vlm.name} allows {allowed}: a tower has no place for prompts. {_cure}")
     n_ctx = dict(text=16, maple=2)[dial] if n_ctx is None else n_ctx
     if dial=='text': return TextPrompts(vlm, classes, n_ctx, sentences=sentences, seed=seed)
     return MaPLe(vlm, classes, n_ctx, depth, sentences=sentences, seed=seed)
 
-# %% ../nbs/07_prompts.ipynb #efd687b5
+# %% ../nbs/07_prompts.ipynb #402db3d0
 class Prompted(Backbone):
     "A model with prompts in it, used like any other"
-    prompts = frozenset() # prompts are learned in the model itself, not in this one
+    prompts = frozenset() # further prompts are learned on the model itself
     def __init__(self,
         vlm: Backbone, # the frozen model
         prompts: Prompts, # made for it
     ):
         if prompts.vlm is not vlm: raise ValueError(f'these prompts belong to {prompts.vlm!r}, got {vlm!r}: pass the model that they were made for')
-        if isinstance(prompts, CoCoOp): raise ValueError('CoCoOp has other texts for each image, and a backbone the same for all: call the prompts with image features')
+        if isinstance(prompts, CoCoOp): raise ValueError('CoCoOp has other texts for each image, a backbone the same for all: call the prompts with image features')
         self.vlm,self.learned = vlm,prompts
         for k in ('name','template','preprocess','logit_scale','dim','vision_dim','device','precision','split'): setattr(self, k, getattr(vlm, k))
 
@@ -408,40 +447,49 @@ class Prompted(Backbone):
     def _images(self, batch): return self.learned._pair(batch)
     def _texts(self, texts): return self.learned.encode(texts, keep=False)
 
-    def encode_classes(self,
-        classes: list, # C class names
-        template: str|None = None, # a sentence with {}; None: the sentences of the prompts, and the model's template for other classes
-    ) -> Tensor: # (C,d) float32, unit norm
-        "Text features of class names, each in its sentence"
-        if template: return super().encode_classes(classes, template)
-        return self.encode_texts([self.learned.sentence(c) for c in classes])
+# %% ../nbs/07_prompts.ipynb #e123112b
+@patch
+def encode_classes(self:Prompted,
+    classes: list, # C class names
+    template: str|None = None, # a sentence with {}; None: the sentences of the prompts, and the model's template for other classes
+) -> Tensor: # (C,d) float32, unit norm
+    "Text features of class names, each in its sentence"
+    if template: return Backbone.encode_classes(self, classes, template)
+    return self.encode_texts([self.learned.sentence(c) for c in classes])
 
-    @property
-    def image_key(self): return _hash(self.vlm.image_key, self.learned.n_ctx, _hash_weights(self.tensors())) if self.learned.visual_tokens else self.vlm.image_key
+# %% ../nbs/07_prompts.ipynb #e1890a84
+@patch
+def spec(self:Prompted) -> dict: # goes into JSON
+    "What `restore` needs beside the tensors"
+    p = self.learned
+    return dict(prompts=type(p).__name__, vlm=self.vlm.name, vlm_key=self.vlm.key, **{k: getattr(p, k) for k in p.args})
 
-    @property
-    def key(self): return _hash(self.vlm.key, json.dumps(self.spec()), _hash_weights(self.tensors()))
+@patch
+def tensors(self:Prompted) -> dict: # name -> Tensor on the CPU
+    "What was learned"
+    return {k: v.detach().cpu().contiguous() for k,v in self.learned.state_dict().items()}
 
-    def spec(self) -> dict: # goes into JSON
-        "What `restore` needs beside the tensors"
-        p = self.learned
-        return dict(prompts=type(p).__name__, vlm=self.vlm.name, vlm_key=self.vlm.key, **{k: getattr(p, k) for k in p.args})
+# %% ../nbs/07_prompts.ipynb #de958960
+@patch(as_prop=True)
+def image_key(self:Prompted):
+    p = self.learned
+    return _hash(self.vlm.image_key, type(p).__name__, p.n_ctx, _hash_weights(self.tensors())) if p.visual_tokens else self.vlm.image_key
 
-    def tensors(self) -> dict: # name -> Tensor on the CPU
-        "The learned vectors and maps"
-        return {k: v.detach().cpu().contiguous() for k,v in self.learned.state_dict().items()}
+@patch(as_prop=True)
+def key(self:Prompted): return _hash(self.vlm.key, json.dumps(self.spec()), _hash_weights(self.tensors()))
 
-    @classmethod
-    def restore(cls,
-        vlm: Backbone, # with the weights that the prompts were learned on
-        spec: dict, # of `spec`
-        tensors: dict, # of `tensors`
-    ) -> 'Prompted':
-        "A model with prompts that were saved"
-        kinds = {o.__name__: o for o in (TextPrompts, VisualPrompts, MaPLe)}
-        if (kind := kinds.get(spec.get('prompts'))) is None: raise ValueError(f"expected a spec of {', '.join(kinds)}, got prompts={spec.get('prompts')!r}")
-        if vlm.key!=spec['vlm_key']: warnings.warn(f"the prompts were learned on other weights ({spec['vlm']}) than those of {vlm.name}: their answers may be wrong")
-        p = kind(vlm, **{k: spec[k] for k in kind.args})
-        try: p.load_state_dict(tensors)
-        except RuntimeError as e: raise ValueError(f'the tensors do not fit {kind.__name__} on {vlm.name}: {str(e)[:500]}') from e
-        return cls(vlm, p)
+# %% ../nbs/07_prompts.ipynb #d2c3acb0
+@patch(cls_method=True)
+def restore(cls:Prompted,
+    vlm: Backbone, # with the weights that the prompts were learned on
+    spec: dict, # of `spec`
+    tensors: dict, # of `tensors`
+) -> Prompted:
+    "A model with prompts that were saved"
+    kinds = {o.__name__: o for o in (TextPrompts, VisualPrompts, MaPLe)}
+    if (kind := kinds.get(spec.get('prompts'))) is None: raise ValueError(f"expected a spec of {', '.join(kinds)}, got prompts={spec.get('prompts')!r}")
+    if vlm.key!=spec['vlm_key']: warnings.warn(f"the prompts were learned on other weights ({spec['vlm']}) than those of {vlm.name}: their answers may be wrong", stacklevel=2)
+    p = kind(vlm, **{k: spec[k] for k in kind.args})
+    try: p.load_state_dict(tensors)
+    except RuntimeError as e: raise ValueError(f'the tensors do not fit {kind.__name__} on {vlm.name}: {str(e)[:500]}') from e
+    return cls(vlm, p)
