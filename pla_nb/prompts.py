@@ -261,7 +261,7 @@ def _dials(vlm):
     "Values of `CAPConfig.dial` that a model allows"
     return ['features'] + ['text']*('text' in vlm.prompts) + ['maple']*(vlm.prompts>={'text','visual'})
 
-_cure = "The towers of open_clip's ViT models have, such as VLM('ViT-B-32-quickgelu', 'openai')."
+_cure = "open_clip's ViT models have places in both towers, such as VLM('ViT-B-32-quickgelu', 'openai')."
 
 def _need_places(vlm, who, *places):
     lacks = [o for o in places if o not in vlm.prompts]
