@@ -279,6 +279,11 @@ def test_outputs_are_float32_unit_norm_in_bf16():
     V.sum().backward()
     assert p.proj.weight.grad.any()
 
+def test_frozen_texts_are_exact_within_autocast():
+    vlm = family('clip')
+    with torch.autocast('cpu', torch.bfloat16): T = TextPrompts(vlm, CLASSES).frozen_texts()
+    close(T, vlm.encode_texts(said(vlm)), 0)
+
 def test_deep_maps_start_equal_and_part():
     p = MaPLe(family('clip'), CLASSES, 2, 3)
     a,b = p.deep_projs
