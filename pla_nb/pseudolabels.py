@@ -413,20 +413,25 @@ def mixture(
 # %% ../nbs/05_pseudolabels.ipynb #9d235fc9
 def estimate_prior(
     z, # (N,C) text scores, z-scored (`centered_scores`)
-    U, # (N,d') unit-norm centred vision features (`VisionSpace`)
+    U, # (N,d') unit-norm centred vision features (`VisionSpace`), best sharpened
     kappa:float=20., # concentration of a class
     weight:float=.5, # λ, weight of the text scores
-    rounds:int=10, # of mixture and shares
-    damping:float=.5, # share of the old estimate that each round keeps
-    seed:int=0,
+    rounds:int=35, # of the mixture, at most
+    starts=STARTS[:5], # of the mixture; the shares that they end in are averaged
+    seed:int=0, # of k-means, if it is among the starts, and of the sample
+    sample:int=10_000, # a larger pool is estimated from a random part of this size
+    floor:float=.1, # smallest share, against the equal one: no class is given up
 )->torch.Tensor: # (C,) sums to 1
     "Shares of the classes in a pool, without labels"
-    prior = z.new_full((z.shape[1],), 1/z.shape[1])
-    q = mixture(z, U, kappa, weight, starts=STARTS[:5], seed=seed).q
-    for _ in range(rounds): 
-        new = run_mixture(q.clamp(min=1e-6).log(), z, U, kappa, weight, 3, lambda l: (l+prior.log()).softmax(1))[0].mean(0)
-        prior = damping*prior + (1-damping)*new
-    return prior
+    z = _checked(z, 'z')
+    if len(U)!=len(z): raise ValueError(f'expected features of the same images as the scores, got {len(U)} and {len(z)}')
+    if len(z)>sample:
+        part = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:sample].to(z.device)
+        z,U = z[part],U[part]
+    start = starting_logits(starts, z, U, seed) or {'plain': z}
+    ends = [run_mixture(s, z, U, kappa, weight, rounds, lambda l: l.softmax(1))[0].mean(0) for s in start.values()]
+    share = torch.stack(ends).mean(0).clamp(min=floor/z.shape[1])
+    return share/share.sum()
 
 # %% ../nbs/05_pseudolabels.ipynb #c086979b
 def growth(
