@@ -368,8 +368,9 @@ class _Card:
         self.choice.observe(lambda _: self.sync(), 'value')
 
     def sync(self):
-        "Offer a change only where another class is chosen"
-        self.change.disabled = self.i is None or self.choice.value==self.grid.proposed(self.i)
+        "Offer a change only where another class is chosen, and to accept only where none is: each click saves what is read on the card"
+        same = self.i is not None and self.choice.value==self.grid.proposed(self.i)
+        self.change.disabled, self.accept.disabled = same or self.i is None, not same
 
 # %% ../nbs/12_review.ipynb #099d49d5
 @patch

@@ -257,7 +257,7 @@ def test_clicks(r):
     assert on_disk(r.path)=={name(a): ('accept', g.proposed(a.i))} and not g.undo.disabled and '1 of 9 answered' in g.status.value
     other = next(o for o in NAMES if o!=g.proposed(b.i))
     b.choice.value = other
-    assert not b.change.disabled and len(on_disk(r.path))==1 # choosing alone says nothing
+    assert not b.change.disabled and b.accept.disabled and len(on_disk(r.path))==1 # choosing alone says nothing
     b.change.click()
     assert on_disk(r.path)[name(b)]==('change', other)
     c.discard.click()
