@@ -11,6 +11,7 @@ import argparse, csv, difflib, os, sys, tempfile, time, warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 from . import __version__
 
 # %% ../nbs/20_cli.ipynb #a8ccf4cf
@@ -97,12 +98,16 @@ def _value(
         return known[text.lower()]
     return kind(text)
 
+def _kind(t): # the type behind `float|None`; text for what has several forms
+    t = next((o for o in get_args(t) if o is not type(None)), t)
+    return str if t is object else t
+
 def _settings(
     pairs, # 'key=value'
     config, # dataclass
 )->dict:
     "Settings as typed values"
-    kinds,out = {f.name: f.type for f in fields(config)},{}
+    kinds,out = {f.name: _kind(f.type) for f in fields(config)},{}
     for o in pairs:
         k,eq,v = o.partition('=')
         if not eq: raise UsageError(f'expected key=value after -c, got {o!r}: write -c epochs=20, for example')
@@ -122,7 +127,7 @@ def _list_settings(lib):
 
 def _config(a, lib):
     "Configuration from all arguments that belong to it"
-    own = {k: getattr(a, k) for k in ('seed','epochs','margin') if getattr(a, k) is not None}
+    own = {k: getattr(a, k) for k in ('dial','strategy','prior','seed','epochs','margin') if getattr(a, k) is not None}
     return lib.CAPConfig(**own | _settings(a.config, lib.CAPConfig))
 
 # %% ../nbs/20_cli.ipynb #4f7521e6
@@ -193,7 +198,7 @@ def adapt_command(a):
         d = lib.diagnose(vlm, f.task, features=f)
         times['diagnose'] = time.time()-began-times['encode images']
         if not a.quiet: _say(*_diagnosis_lines(d))
-        clf = lib.CAP(vlm, cfg).fit(f.task, texts, a.context, features=f, diagnosis=d, progress=not a.quiet)
+        clf = lib.CAP(vlm, cfg).fit(f.task, texts, a.context, features=f, diagnosis=d, progress=not a.quiet, choose=a.choose, checkpoint=a.checkpoint)
     clf.about['timings'] |= times
     place,report = _keep(clf, a.out, test, a, lib)
     if not a.quiet: _say(*_outcome(clf, report, lib))
@@ -413,7 +418,11 @@ def _adapt_arguments(p):
     p.add_argument('--test', metavar='FOLDER', help='held-out images in class folders, for accuracies in the report')
     p.add_argument('--paradigm', default='UL', choices=['UL','SSL','TRZSL'], help='labels that training may read: none, a few per class, those of some classes (default: UL)')
     p.add_argument('--n', type=int, metavar='N', help='SSL: labels per class (default: 2)')
-    p.add_argument('--dial', default='features', choices=['features'], help='what is trained (default: features)')
+    p.add_argument('--dial', choices=['features','text','maple'], help='what is trained: a head on cached features, text prompts, or prompts in both towers (default: features)')
+    p.add_argument('--strategy', choices=['cap','fpl','ifpl','upl','grip','cpl'], help='where pseudolabels come from (default: cap)')
+    p.add_argument('--prior', choices=['uniform','estimate'], help='shares of the classes among the images: equal, or estimated (default: uniform)')
+    p.add_argument('--choose', default='paper', choices=['paper','one-to-one','support','mean','first'], help='which description stands for a class (default: paper)')
+    p.add_argument('--checkpoint', metavar='DIR', help='keep the state of a run there, and go on from it (dials text and maple)')
     p.add_argument('--seed', type=int, help='of everything random (default: 0)')
     p.add_argument('--epochs', type=int, help='passes over the images')
     p.add_argument('--margin', type=float, help='logit units; 0 switches it off')

@@ -109,7 +109,7 @@ def prompt_template(
     "The text of a prompt template"
     own = Path(name)
     if own.suffix: return own.read_text(encoding='utf-8')
-    return (importlib.resources.files('pla_nb')/'prompts'/f'{name}.txt').read_text(encoding='utf-8')
+    return (importlib.resources.files('pla_nb')/'templates'/f'{name}.txt').read_text(encoding='utf-8')
 
 def fill(
     template:str, # text with {slots}

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from pla_nb.backbones import OpenClip, Starter
-from pla_nb.classifier import CAP, Classifier, adapt, choose_by_support, embed_candidates, read_descriptions
+from pla_nb.classifier import RULES, CAP, Classifier, adapt, choose_texts, embed_candidates, read_descriptions
 from pla_nb.data import ArrayImages, Task, UnreadableImage, fashion_mnist
 from pla_nb.describe import ClassText, Descriptions, FromFile
 from pla_nb.features import Features, features
@@ -42,7 +42,7 @@ def task(): return colored()
 def clf(vlm, task): return CAP(vlm, **CFG).fit(task, {NAMES[0]: ['a red picture','all is red'], NAMES[2]: 'blue everywhere'}, progress=False)
 
 def fit(vlm, task, *a, **kw):
-    cfg = {k: kw.pop(k) for k in list(kw) if k in ('epochs','start','balance','vision','seed')}
+    cfg = {k: kw.pop(k) for k in list(kw) if k in ('epochs','start','balance','vision','seed','dial','strategy','steps','n_ctx')}
     return CAP(vlm, **{**CFG, **cfg}).fit(task, *a, progress=False, **kw)
 
 # labels
@@ -165,7 +165,7 @@ def test_files_that_cannot_be(vlm, task, tmp_path):
     with pytest.raises(ValueError, match='not valid JSON'): fit(vlm, task, tmp_path/'broken.json')
     with pytest.raises(FileNotFoundError, match='no descriptions file'): fit(vlm, task, tmp_path/'none.json')
     with pytest.raises(TypeError, match='dict, a JSON file'): fit(vlm, task, 3)
-    with pytest.raises(ValueError, match="'mean' or 'support'"): fit(vlm, task, choose='best')
+    with pytest.raises(ValueError, match="'mean' or 'first'"): fit(vlm, task, choose='best')
 
 def test_descriptions_of_no_class_change_nothing(vlm, task):
     assert same(fit(vlm, task), fit(vlm, task, Descriptions()))
@@ -181,8 +181,9 @@ def test_the_supported_sentence_is_found():
     A = torch.nn.functional.normalize(torch.randn(3, 16, generator=g), dim=1)
     V = torch.nn.functional.normalize(A[torch.arange(90)%3]+.2*torch.randn(90, 16, generator=g), dim=1)
     cands = [torch.stack([torch.nn.functional.normalize(torch.randn(16, generator=g), dim=0), A[0]]), A[1:2], A[2:3]]
-    T,pick,scores = choose_by_support(V, torch.nn.functional.normalize(V-V.mean(0), dim=1), cands, use='support')
-    assert pick==[1,0,0] and torch.allclose(T, A, atol=1e-5) and len(scores[0])==2
+    for how in ('paper','one-to-one','support'):
+        got = choose_texts(V, torch.nn.functional.normalize(V-V.mean(0), dim=1), cands, how=how)
+        assert got.pick==[1,0,0] and torch.allclose(got.T, A, atol=1e-5) and len(got.scores[0])==2, how
 
 def test_descriptions_replace_the_lists_of_their_classes(vlm, task):
     clf = fit(vlm, task, {NAMES[0]: 'red'}, start='zero-shot', epochs=0)
@@ -349,3 +350,18 @@ def test_adapt_takes_folders(vlm, tmp_path):
     folder = write_folder(tmp_path/'pool ä', 5)
     clf = adapt(str(folder), vlm=vlm, test=str(folder), progress=False, **CFG)
     assert clf.classes==sorted(clf.classes) and clf.evaluate(folder).accuracy is not None
+
+# dials and strategies
+
+@pytest.mark.parametrize('dial,strategy', [('features','fpl'), ('features','upl'), ('features','cpl'), ('text','cap'), ('text','grip'), ('text','upl')])
+def test_every_way_of_training_gives_a_classifier_that_can_be_saved(vlm, task, dial, strategy, tmp_path):
+    clf = fit(vlm, task, {NAMES[0]: 'a picture full of red'}, dial=dial, strategy=strategy, **(dict(epochs=1, steps=3, n_ctx=2) if dial=='text' else {}))
+    again = Classifier.load(clf.save(tmp_path/'clf'), vlm)
+    assert np.array_equal(again.predict_proba(task), clf.predict_proba(task)) and again.head.cfg.strategy==strategy
+    assert dial in json.loads((tmp_path/'clf'/'classifier.json').read_text())['config'].values()
+
+def test_a_dial_that_the_model_has_no_place_for(vlm, task):
+    with pytest.raises(ValueError, match='allows'): CAP(Starter(), dial='maple').fit(task)
+
+def test_checkpoint_where_none_is_written(vlm, task, tmp_path):
+    with pytest.warns(UserWarning, match='no checkpoint'): CAP(vlm, epochs=1).fit(task, progress=False, checkpoint=tmp_path)

@@ -140,7 +140,7 @@ def test_ctrl_c(pla, train, monkeypatch):
 
 def test_settings_are_listed(pla):
     code,out,_ = pla('adapt', '-c', 'help')
-    assert code==0 and 'epochs=10' in out and 'margin=' in out and 'logit units' in out
+    assert code==0 and 'epochs=None' in out and '10 passes' in out and 'margin=' in out and 'logit units' in out
 
 def test_diagnose(pla, train, tmp_path):
     code,out,_ = pla('diagnose', train, '--json', tmp_path/'d.json', '--plot', tmp_path/'d.png', '--quiet')
