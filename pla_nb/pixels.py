@@ -277,15 +277,15 @@ def squares(self:Pixels,
     device = 'cpu', # where to put them
 ) -> Tensor: # (B,3,S,S) uint8
     "What the model looks at, as `preprocess.crop` makes it"
-    rows,device = self.table[_positions(idx)],torch.device(device)
-    out = torch.empty(len(rows), self.preprocess.size, self.preprocess.size, 3, dtype=torch.uint8)
-    ready = rows[:,1]>=0
-    for o,r in zip(out, rows):
-        if r[1]>=0: o.copy_(self._cut(r[0], r[1], *o.shape[:2]))
+    rows,device,S = self.table[_positions(idx)].tolist(),torch.device(device),self.preprocess.size
+    out = torch.empty(len(rows), S, S, 3, dtype=torch.uint8)
+    for o,(block,start,*_) in zip(out, rows):
+        if start>=0: o.copy_(self._cut(block, start, S, S))
     out = out.to(device).permute(0,3,1,2).contiguous()
-    for size in rows[~ready,3:].unique(dim=0): # a pool of small images mostly has one size
-        at = (~ready & (rows[:,3:]==size).all(1)).nonzero()[:,0]
-        out[at.to(device)] = self._made(rows[at], device)
+    made = [i for i,r in enumerate(rows) if r[1]<0]
+    for size in {tuple(rows[i][3:]) for i in made}: # a pool of small images mostly has one size
+        at = [i for i in made if tuple(rows[i][3:])==size]
+        out[torch.tensor(at, device=device)] = self._made([rows[i] for i in at], device)
     return out
 
 # %% ../nbs/02b_pixels.ipynb #b1b4eb75
@@ -301,8 +301,7 @@ def _cut(self:Pixels, block, start, h, w):
 @patch
 def _made(self:Pixels, rows, device):
     "Squares of small images of one size"
-    small = [self._cut(r[0], r[2], r[3], r[4]) for r in rows]
-    h,w = rows[0,3:].tolist()
+    small,(h,w) = [self._cut(block, *image) for block,_,*image in rows],rows[0][3:]
     if device.type in ('cpu','mps') or h!=w: return torch.stack([self.preprocess.crop(Image.fromarray(o.numpy())) for o in small]).to(device)
     return upscale(torch.stack(small).to(device).permute(0,3,1,2), self.preprocess.size, self.preprocess.interpolation)
 
@@ -357,6 +356,7 @@ def _views_one_by_one(parts, mirrored, size, device=None):
 
 def _views_at_once(parts, mirrored, size, device):
     "Resize all parts with two products"
+    if not parts: return torch.empty(0, 3, size, size, dtype=torch.uint8, device=device)
     sides = torch.tensor([p.shape[:2] for p in parts])
     H,W = sides.max(0).values.tolist()
     x = torch.zeros(len(parts), H, W, 3, dtype=torch.uint8)

@@ -91,7 +91,7 @@ def test_small_images_on_another_device(monkeypatch):
     "The branch of other devices, run on the CPU: equal squares from a pool of several sizes"
     images = [noise(n, n, n) for n in (20,28,20,40)]
     p = make(ArrayImages(np.stack([np.array(o) for o in images[:1]])))
-    rows = p.table.repeat(3, 1)
+    rows = p.table.repeat(3, 1).tolist()
     class Elsewhere: type = 'cuda'
     monkeypatch.setattr(torch.Tensor, 'to', lambda self, d, *a, _to=torch.Tensor.to, **kw: self if isinstance(d, Elsewhere) else _to(self, d, *a, **kw))
     assert torch.equal(p._made(rows, Elsewhere()), torch.stack([S.crop(images[0])]*3))
@@ -101,6 +101,11 @@ def test_mixed_sizes_come_back_in_order(tmp_path):
     for k,o in enumerate(images): o.save(tmp_path/f'{k}.png')
     p = make(FileImages([tmp_path/f'{k}.png' for k in range(5)]))
     assert torch.equal(p.squares([4,0,2,3,1,0]), torch.stack([S.crop(images[k]) for k in (4,0,2,3,1,0)]))
+
+def test_nothing_asked_for(tmp_path):
+    "As happens to a process that gets no part of a batch"
+    p = make(FileImages(write_images(tmp_path/'in', 2)))
+    assert p.squares([]).shape==p.strong([], gen()).shape==room._views_at_once([], torch.zeros(0, dtype=torch.bool), 32, 'cpu').shape==(0,3,32,32)
 
 def test_small_images_stay_small(tmp_path):
     write_images(tmp_path/'in', 50, size=(16,16))
