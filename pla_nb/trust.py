@@ -155,7 +155,7 @@ def _of(k, n):
 
 def _cell(k, n): return f'{k}&nbsp;of&nbsp;{n}' if n<20 else _hundred(k/n)
 
-def _sure(x): return f'{100*x:.0f}' if x<=.99 else f'{math.floor(1e4*x)/1e2:g}' # never '100' for what is not
+def _sure(x): return f'{100*x:.0f}' if x<=.99 else f'{math.floor(1e3*x)/10:g}' # never '100' for what is not
 
 def _list(names, n=8):
     "Names in a row"
