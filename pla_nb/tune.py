@@ -9,7 +9,8 @@ __all__ = ['KEEP', 'learning_rate', 'Tuned', 'FeatureViews', 'PixelViews', 'Step
 
 # %% ../nbs/08b_tune.ipynb #47a009d2
 import copy, hashlib, importlib, json, math, os, signal, threading, time
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -179,8 +180,10 @@ def step_losses(
     for name,x,y,w,cand in (('labeled', b.labeled, b.y, None, None), ('pseudo', b.pseudo, b.yhat, b.weights, b.candidates)):
         if x is None: continue
         z,share = model.logits(next(v), psi, model.main),group.share(len(x) if w is None else w.sum())
-        out[name] = share*(margin_loss(z, y, M, w) if cand is None else partial_loss(z, cand, w))
-        if regulariser is not None: out['extra'] = out['extra']+group.share(len(x))*regulariser(z, y, T, T0)
+        if cand is not None: out[name] = share*partial_loss(z, cand, w)
+        elif w is None: out[name] = share*margin_loss(z, y, M)
+        else: out[name] = share*margin_loss(z, y, M, w, 'sum')/w.sum().clamp(min=1e-12) # a mean that a GPU need not be waited for
+        if regulariser is not None and len(x): out['extra'] = out['extra']+group.share(len(x))*regulariser(z, y, T, T0)
     if b.strong is not None:
         sure,mine = weak['conf']>tau,group.part(len(weak['conf']))
         z = model.logits(next(v), psi, model.pseudo)
@@ -238,14 +241,16 @@ class ProcessGroup(OneProcess):
     def device(self): return torch.device('cuda', torch.cuda.current_device()) if self.dist.get_backend()=='nccl' else torch.device('cpu')
 
 # %% ../nbs/08b_tune.ipynb #aee6530a
-def process_group()->OneProcess:
+def process_group(
+    device=None, # of the model; 'cpu' keeps the processes off the GPUs
+)->OneProcess:
     "The processes of this run, started by `accelerate launch` or `torchrun`; one process otherwise"
     dist = torch.distributed
     if dist.is_available() and dist.is_initialized(): return ProcessGroup() if dist.get_world_size()>1 else OneProcess()
     if int(os.environ.get('WORLD_SIZE', 1))<2: return OneProcess()
     try: from accelerate import PartialState
     except ImportError: raise ImportError("several processes need accelerate: pip install accelerate, or start one process") from None
-    PartialState() # sets the device of this process and the backend that goes with it
+    PartialState(cpu=str(device)=='cpu') # sets the device of this process and the backend that goes with it
     return ProcessGroup()
 
 # %% ../nbs/08b_tune.ipynb #ce80e4d8
@@ -335,11 +340,19 @@ class _Pool:
     labeled: tuple # (indices, classes)
     admissible: Tensor # (C,) bool, classes that unlabeled images may have
     prior: Tensor|None # (C,) shares among the unlabeled; None: equal
-    known: Tensor # (N,C) or (1,C) log-probabilities of what is known of an image beside the prompts' opinion; -inf: a class that it cannot have
+    soft: Tensor # (N,C) labels to start from
+    keep: float # weight of these in later ones
+    restrict: bool # unlabeled images have admissible classes only
     T0: Tensor # (C,d) frozen texts
 
-    def __post_init__(self): self.free = (self.given<0).nonzero()[:,0]
-    def known_of(self, rows): return self.known.expand(len(self.given), -1)[rows]
+    def __post_init__(self): self.free = (self.given<0).nonzero()[:,0].cpu() # where images are is asked on the CPU
+
+    @property
+    def mask(self): # (C,) 0, and -inf for classes that unlabeled images cannot have
+        return self.soft.new_zeros(len(self.admissible)).masked_fill(~self.admissible, -math.inf if self.restrict else 0.)
+
+    def known(self, rows): # (B,C) or (C,), what later labels take over: which classes there are, and what the first labels said
+        return self.mask+self.keep*self.soft[rows].clamp(min=1e-4).log() if self.keep else self.mask
 
 # %% ../nbs/08b_tune.ipynb #b9466f3f
 class _Run:
@@ -355,36 +368,53 @@ class _Run:
         self.stats,self.pending = torch.zeros(0, 6, dtype=torch.float64),[]
         per = max(1, len(pool.free)//int(pool.admissible.sum()))
         self.k = growth(cfg.k, per, cfg.rho, cfg.epochs) if cfg.grow else lambda e: cfg.k
+        self.known,self.ahead = pool.labeled[0].cpu(),None
+        self.maker = ThreadPoolExecutor(1) if isinstance(pool.views, PixelViews) and dev.type=='cuda' else None
         for p in self.params: group.first(p.data)
+
+    @property
+    def sel(self)->PseudoLabels: return self._sel
+
+    @sel.setter
+    def sel(self, new): self._sel,self.listed = new,new.indices.cpu()
 
     @property
     def steps(self): return self.cfg.epochs*self.cfg.steps
 
 # %% ../nbs/08b_tune.ipynb #bbbe803d
 @patch
-def batch(self:_Run): # StepBatch, and the rows of the unlabeled images of all processes
-    "Views for the next step"
+def batch(self:_Run, step): # StepBatch, and the rows of the unlabeled images of all processes
+    "Views for a step"
     p,cfg,g,sel = self.pool,self.cfg,self.group,self.sel
-    at = lambda n, name, start=0: draw_batch(n, cfg.batch_size, self.step-start, cfg.seed, name, start).to(p.given.device)
+    at = lambda n, name, start=0: draw_batch(n, cfg.batch_size, step-start, cfg.seed, name, start)
     cut = lambda rows: rows[g.part(len(rows))]
     b = StepBatch()
     if len(sel):
         j = cut(at(len(sel), 'lists', self.since))
-        b.pseudo,b.yhat,b.weights = p.views.weak(sel.indices[j]),sel.labels[j],sel.weights[j]
+        b.pseudo,b.yhat,b.weights = p.views.weak(self.listed[j]),sel.labels[j],sel.weights[j]
     if len(p.labeled[0]):
         j = cut(at(len(p.labeled[0]), 'labeled'))
-        b.labeled,b.y = p.views.weak(p.labeled[0][j]),p.labeled[1][j]
-    free = p.free[~torch.isin(p.free, sel.indices)] if cfg.exclude_selected else p.free
+        b.labeled,b.y = p.views.weak(self.known[j]),p.labeled[1][j]
+    free = p.free[~torch.isin(p.free, self.listed)] if cfg.exclude_selected else p.free
     rows = free[at(len(free), 'pool', self.since if cfg.exclude_selected else 0)] if len(free) else free
-    if len(rows): b.weak,b.strong = p.views.weak(cut(rows)),p.views.strong(rows, seeded(cfg.seed, 'views', self.step), g)
+    if len(rows): b.weak,b.strong = p.views.weak(cut(rows)),p.views.strong(rows, seeded(cfg.seed, 'views', step), g)
     return b,rows
+
+# %% ../nbs/08b_tune.ipynb #f2dc55e1
+@patch
+def next_batch(self:_Run):
+    "The batch of this step, and a start on the next one"
+    got,self.ahead = self.ahead.result() if self.ahead else self.batch(self.step),None
+    # lists change between epochs only
+    if self.maker and (self.step+1)%self.cfg.steps: self.ahead = self.maker.submit(self.batch, self.step+1)
+    return got
 
 # %% ../nbs/08b_tune.ipynb #bcc89493
 @patch
 def advance(self:_Run):
     "One step of SGD"
-    b,rows = self.batch()
-    L = step_losses(self.model, b, self.M, self.cfg.tau, self.pool.known_of(rows)+self.shift, self.regulariser, self.pool.T0, self.group)
+    b,rows = self.next_batch()
+    L = step_losses(self.model, b, self.M, self.cfg.tau, self.pool.known(rows)+self.shift, self.regulariser, self.pool.T0, self.group)
     self.opt.zero_grad()
     if L.total.requires_grad: L.total.backward()
     length = _add_gradients(self.params, self.group)
@@ -412,7 +442,7 @@ def _note(self:_Run, rows, L):
     sure = L.conf>self.cfg.tau
     if isinstance(self.pool.views, PixelViews): self.pool.feats[rows] = L.features
     self.yhat[rows],self.conf[rows] = L.yhat,L.conf
-    self.draws += torch.bincount(L.yhat[sure], minlength=len(self.draws))
+    self.draws.index_add_(0, L.yhat, sure.long())
     return sure.sum().float()
 
 # %% ../nbs/08b_tune.ipynb #1a0af0d6
@@ -432,17 +462,17 @@ def drain(self:_Run):
 # %% ../nbs/08b_tune.ipynb #7a48761e
 @patch
 @torch.no_grad()
-def pool_logits(self:_Run): # (N,C)
-    "Logits of the whole pool, as weak views get them"
-    psi = self.model.texts()[1]
-    return torch.cat([self.model.logits(v, psi, self.model.main) for v in self.pool.feats.split(8192)])
+def pool_logits(self:_Run): # (N,C) logits as weak views get them, (C,d) texts without adapter
+    "What the prompts say of the whole pool"
+    T,psi = self.model.texts()
+    return torch.cat([self.model.logits(v, psi, self.model.main) for v in self.pool.feats.split(8192)]),T
 
 @patch
 def soft(self:_Run, logits): # (N,C) rows sum to 1
     "Soft labels of the pool: those that are known, and what logits and balance say"
     p = self.pool
     q = F.one_hot(p.given.clamp(min=0), logits.shape[1]).to(logits)
-    q[p.free] = (logits[p.free]+p.known_of(p.free)+self.shift).softmax(1)
+    q[p.free] = (logits[p.free]+p.known(p.free)+self.shift).softmax(1)
     return q
 
 @patch
@@ -451,7 +481,7 @@ def rebalance(self:_Run, logits):
     p,cfg = self.pool,self.cfg
     if not cfg.balance: return
     want = p.admissible.float() if p.prior is None else p.prior
-    self.shift = class_shift(logits[p.free]+p.known_of(p.free), want)
+    self.shift = class_shift(logits[p.free]+p.known(p.free), want)
 
 # %% ../nbs/08b_tune.ipynb #05f64bed
 @patch
@@ -459,13 +489,13 @@ def rebalance(self:_Run, logits):
 def end_epoch(self:_Run, watch=None):
     "History, then what the next epoch needs"
     self.drain()
-    logits,e = self.pool_logits(),self.step//self.cfg.steps-1
+    (logits,T),e = self.pool_logits(),self.step//self.cfg.steps-1
     self.rebalance(logits)
     q = self.soft(logits)
     self.rows.append(self._row(e, q, watch))
     if self.step<self.steps:
         if e%self.cfg.update_every==0: self.update(q, self.k(e))
-        if self.cfg.margin: self.M = self.margin(logits)
+        if self.cfg.margin: self.M = self.margin(logits, T)
     self.stats = self.stats[:0]
     self.conf.zero_(); self.draws.zero_()
 
@@ -498,17 +528,16 @@ def update(self:_Run, q, k):
 
 @patch
 @torch.no_grad()
-def margin(self:_Run, logits): # (C,C)
+def margin(self:_Run, logits, T): # (C,C)
     "From current texts without adapter, and the listed images with theirs"
     p,cfg,C = self.pool,self.cfg,len(self.pool.admissible)
     if cfg.count=='pool':
-        conf,said = (logits+torch.zeros_like(p.known[:1]).masked_fill(~p.admissible, -math.inf if cfg.restrict else 0.)).softmax(1).max(1)
+        conf,said = (logits+p.mask).softmax(1).max(1)
         said = said[(conf>cfg.tau) & (p.given<0)]
     else: said = torch.arange(C, device=logits.device).repeat_interleave(self.draws)
     r = class_ratio(said, C, seen=~p.admissible, prior=p.prior)
     i,y = self._listed()
     W = p.feats.new_zeros(C, p.feats.shape[1]).index_add_(0, y, self.model.main(p.feats[i]))
-    with self.model.autocast(): T = self.model.prompts.texts()
     return margin_matrix(similarity_fusion(T, W, torch.bincount(y, minlength=C)>0), r, cfg.margin, cfg.weighting)
 
 @patch
@@ -529,7 +558,8 @@ def _tensors(self:_Run): # name -> Tensor
     out = {f'model.{n}': p for n,p in zip(self.names, self.params)}
     for n,p in zip(self.names, self.params): out |= {f'{k}.{n}': v for k,v in self.opt.state[p].items() if isinstance(v, Tensor)}
     out |= {f'list.{k}': getattr(self.sel, k) for k in ('indices','labels','weights')}
-    out |= {k: getattr(self, k) for k in ('M','shift','yhat','conf','draws','stats')}
+    out |= {k: getattr(self, k) for k in ('M','shift','yhat','conf','draws','stats')} | dict(soft=self.pool.soft)
+    if self.pool.prior is not None: out['prior'] = self.pool.prior
     if isinstance(self.pool.views, PixelViews): out['feats'] = self.pool.feats
     return {k: v.detach().cpu().contiguous().clone() for k,v in out.items()}
 
@@ -561,6 +591,7 @@ def load(self:_Run,
     dev = self.pool.given.device
     self.sel = PseudoLabels(*(t[f'list.{k}'].to(dev) for k in ('indices','labels','weights')), self.sel.n_classes)
     for k in ('M','shift','yhat','conf','draws'): setattr(self, k, t[k].to(dev))
+    self.pool.soft,self.pool.prior = [t[k].to(dev) if k in t else None for k in ('soft','prior')]
     if 'feats' in t: self.pool.feats.copy_(t['feats'])
     self.stats = t['stats']
     for k,v in numbers.items(): setattr(self, k, v)
@@ -686,15 +717,15 @@ def fit_prompts(
     callback=None, # called with the row of each epoch
 )->PromptFit:
     "Learn prompts on an unlabeled pool (CAP)"
-    began,cfg,group = time.time(),cfg.resolved(vlm.logit_scale),process_group()
-    run,soft = _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, keep, group)
+    began,cfg,group = time.time(),cfg.resolved(vlm.logit_scale),process_group(vlm.device)
+    run = _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, keep, group)
     path = None if checkpoint is None else Path(checkpoint).expanduser()/'prompts.safetensors'
-    of = path and _identity(cfg, vlm, f.task.classes, images=f.V, texts=run.pool.T0, sentences=sentences, lists=run.sel, labels=[run.pool.given], seen=list(seen), views=[o.V for o in views], regulariser=regulariser is not None)
+    of = path and _identity(cfg, vlm, f.task.classes, images=f.V, texts=run.pool.T0, sentences=sentences, ranking=ranking, first=first, keep=keep, labels=run.pool.given, seen=list(seen), views=[o.V for o in views], regulariser=regulariser is not None)
     if path and resume and path.exists(): run.load(path, of)
     group.wait() # nobody writes before all have read
     if watch is not None: watch = torch.as_tensor(watch).to(run.pool.given)
     _train(run, path, of, every, watch, progress, callback, began)
-    return _finish(run, soft)
+    return _finish(run)
 
 # %% ../nbs/08b_tune.ipynb #2114f578
 def _train(run, path, of, every, watch, progress, callback, began):
@@ -709,7 +740,7 @@ def _train(run, path, of, every, watch, progress, callback, began):
             run.advance(); bar.update()
             ended = run.step%per==0
             if ended: run.end_epoch(watch)
-            stop = stopping() # once, or the signal may come in between
+            stop = _anyone(run, stopping()) # once, or the signal may come in between
             if stop or run.step%every==0 or run.step==run.steps: save()
             if stop: raise KeyboardInterrupt(f"stopped after step {run.step} of {run.steps}: the same call goes on from '{path}'")
             if ended and callback:
@@ -717,9 +748,14 @@ def _train(run, path, of, every, watch, progress, callback, began):
                 except BaseException: save(); raise
     run.seconds = earlier+time.time()-began
 
+def _anyone(run, stop):
+    "Whether any process wants to stop; several agree every ten steps"
+    if run.group.size==1: return stop
+    return run.step%10==0 and float(run.group.add(run.M.new_tensor(float(stop))))>0
+
 # %% ../nbs/08b_tune.ipynb #9de11b08
 def _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, keep, group):
-    "A run at step 0, and the soft labels that it starts from"
+    "A run at step 0"
     _check_dial(cfg, pool, f, views)
     prompts = prompts_for(vlm, f.task.classes, cfg.dial, cfg.n_ctx, cfg.depth, sentences, cfg.seed)
     T0 = prompts.frozen_texts() if T0 is None else T0
@@ -730,20 +766,15 @@ def _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, view
     with torch.random.fork_rng(devices=[]): # the caller's random numbers stay as they are
         torch.manual_seed(cfg.seed)
         model = Tuned(prompts, cfg, V.shape[1], vlm.logit_scale)
-    known = _known(soft, admissible, (KEEP if cfg.start=='mixture' and first is None else 0.) if keep is None else keep, cfg.restrict)
-    data = _Pool(source, V.clone() if cfg.dial=='maple' else V, given, lab, admissible, prior, known, T0)
-    return _Run(model, data, cfg, sel.to(V.device), group, regulariser),soft
+    if keep is None: keep = KEEP if cfg.start=='mixture' and first is None else 0.
+    data = _Pool(source, V.clone() if cfg.dial=='maple' else V, given, lab, admissible, prior, soft, keep, cfg.restrict, T0)
+    return _Run(model, data, cfg, sel.to(V.device), group, regulariser)
 
 def _check_dial(cfg, pool, f, views=()):
     if cfg.dial=='features': raise ValueError("prompts have the dials 'text' and 'maple', got 'features': fit_head and HeadLearner train on features")
     if cfg.dial=='maple' and pool is None: raise ValueError("dial 'maple' trains on pixels: pass pool=pixels(task, vlm.preprocess)")
     if pool is not None and len(pool)!=len(f): raise ValueError(f'expected pixels of the {len(f)} images of the features, got {len(pool)}')
     if bad := [len(o) for o in views if len(o)!=len(f)]: raise ValueError(f'expected views of the {len(f)} images of the features, got {bad[0]}')
-
-def _known(soft, admissible, keep, restrict): # (N,C) or (1,C)
-    "What later labels take over from the first ones: log-probabilities, and which classes there are"
-    out = keep*soft.clamp(min=1e-4).log() if keep else torch.zeros_like(soft[:1])
-    return out.masked_fill(~admissible, -math.inf) if restrict else out
 
 @torch.no_grad()
 def _first(V, T0, U, cfg, first, given, admissible, ranking, scale):
@@ -763,13 +794,13 @@ def _first(V, T0, U, cfg, first, given, admissible, ranking, scale):
 
 # %% ../nbs/08b_tune.ipynb #eb600f5f
 @torch.no_grad()
-def _finish(run, soft):
+def _finish(run):
     "Prediction of the pool without adapters"
     p,head = run.pool,PromptHead(run.model.prompts, run.cfg)
     with _memory(run.cfg): V = _encode_pool(run.model, p.views, len(p.feats), 4*run.cfg.batch_size, run.group) if isinstance(p.views, PixelViews) else p.feats
     logits = torch.cat([head(v) for v in V.split(8192)])
     run.rebalance(logits)
-    return PromptFit(head, pd.DataFrame(run.rows), soft, run.soft(logits), run.sel, run.M, run.seconds, p.prior)
+    return PromptFit(head, pd.DataFrame(run.rows), p.soft, run.soft(logits), run.sel, run.M, run.seconds, p.prior)
 
 def _encode_pool(model, views, n, batch_size, group): # (N,d)
     "Image features with the prompts; each process encodes its share"
@@ -789,7 +820,7 @@ class PromptLearner:
         regulariser=None, # see `fit_prompts`
     ):
         self.cfg = replace(cfg, adapters=False).resolved(vlm.logit_scale)
-        self.vlm,self.classes,self.sentences,self.regulariser,self.group = vlm,f.task.classes,sentences,regulariser,process_group()
+        self.vlm,self.classes,self.sentences,self.regulariser,self.group = vlm,f.task.classes,sentences,regulariser,process_group(vlm.device)
         _check_dial(self.cfg, pool, f)
         self.reset(cfg.seed)
         T0 = self.tuned.prompts.frozen_texts() if T0 is None else T0
@@ -835,18 +866,19 @@ def learn(self:PromptLearner,
 )->float: # mean loss
     "Train the prompts on pseudolabeled and labeled images"
     c,g,params,losses = self.cfg,self.group,list(self.tuned.trained().values()),[]
+    at,known = sel.indices.cpu(),labeled[0].cpu()
     opt = torch.optim.SGD(params, c.lr, momentum=.9, weight_decay=c.weight_decay)
     for s in range(steps):
         b = StepBatch()
         def rows(n, name):
             j = draw_batch(n, c.batch_size, s, seed, name)
-            return j[g.part(len(j))].to(self.V.device)
+            return j[g.part(len(j))]
         if len(sel):
             j = rows(len(sel), 'lists')
-            b.pseudo,b.yhat,b.weights,b.candidates = self.views.weak(sel.indices[j]),sel.labels[j],sel.weights[j],None if sel.candidates is None else sel.candidates[j]
+            b.pseudo,b.yhat,b.weights,b.candidates = self.views.weak(at[j]),sel.labels[j],sel.weights[j],None if sel.candidates is None else sel.candidates[j]
         if len(labeled[0]):
             j = rows(len(labeled[0]), 'labeled')
-            b.labeled,b.y = self.views.weak(labeled[0][j]),labeled[1][j]
+            b.labeled,b.y = self.views.weak(known[j]),labeled[1][j]
         with _memory(c): L = step_losses(self.tuned, b, regulariser=self.regulariser, T0=self.T0, group=g)
         opt.zero_grad()
         if L.total.requires_grad: L.total.backward()
