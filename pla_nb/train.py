@@ -368,9 +368,9 @@ def _checked_features(V, T, U):
 def _checked_first(first, given, admissible, C):
     "Soft labels that were given, with the known classes of labeled images"
     q = torch.as_tensor(first).detach().float().to(given.device)
-    if q.shape!=(len(given), C) or not q.isfinite().all() or (q<0).any(): raise ValueError(f'expected first as soft labels of {len(given)} images and {C} classes, got shape {tuple(q.shape)}')
-    q = q*admissible
-    q = q/q.sum(1, keepdim=True).clamp(min=1e-12)
+    if q.shape!=(len(given), C) or not q.isfinite().all() or (q<0).any() or (q.sum(1)-1).abs().max()>1e-3:
+        raise ValueError(f'expected first as soft labels of {len(given)} images and {C} classes, rows that sum to 1, got shape {tuple(q.shape)}')
+    if not admissible.all(): q = F.normalize((q+1e-6)*admissible, p=1, dim=1)
     return torch.where(given[:,None]<0, q, F.one_hot(given.clamp(min=0), C).to(q))
 
 def _checked_labels(labeled, seen, N, C, dev):

@@ -161,3 +161,54 @@ def test_weights():
 def test_half_precision_logits():
     z, y = batch(3)
     assert margin_loss(z.bfloat16(), y, torch.rand(3, 3)).dtype==torch.float32
+
+# images in a space of their own
+@prop
+@given(cases())
+def test_fusion_of_two_spaces(case):
+    W, V, has, _ = case
+    S, text = similarity_fusion(W, V[:,:3], has, joint=False), F.normalize(W, dim=1)
+    text = text@text.T
+    both = has[:,None]&has
+    image = F.normalize(V[:,:3], dim=1)
+    want = torch.where(both, torch.maximum(text, image@image.T), text).fill_diagonal_(1)
+    assert torch.allclose(S, want, atol=1e-5)
+
+# expected shares
+@prop
+@given(cases(), st.integers(0, 99))
+def test_ratio_against_expected_shares(case, seed):
+    counts = case[3]
+    share = torch.rand(len(counts), generator=torch.Generator().manual_seed(seed))+.1
+    r = ratio(counts, prior=share)
+    assert torch.allclose(r, (counts/share)/(counts/share).max(), atol=1e-6)
+    assert torch.allclose(ratio(counts, prior=torch.full_like(share, .2)), ratio(counts)) # equal shares change nothing
+    if (counts>0).all(): assert ratio(counts, prior=counts.float()).allclose(torch.ones(len(counts))) # as many as expected: nobody is short
+
+def test_class_without_share_sets_no_standard():
+    y = torch.tensor([0]*9+[1]*2+[2])
+    assert class_ratio(y, 3, prior=[0.,.5,.5]).tolist()==[0,1,.5]
+    with pytest.raises(ValueError, match='3 shares'): class_ratio(y, 3, prior=[1.,1.])
+
+# candidates
+@prop
+@given(st.integers(2, 8), st.integers(0, 999))
+def test_partial_loss(c, seed):
+    z, y = batch(c, seed)
+    assert torch.allclose(partial_loss(z, F.one_hot(y, c)), F.cross_entropy(z, y), atol=1e-5)
+    cand = torch.rand(7, c, generator=torch.Generator().manual_seed(seed)).scatter(1, y[:,None], 1.)
+    cand[:,:-1] *= cand[:,:-1]>.5
+    w = torch.rand(7)
+    each = -((z.softmax(1)*cand).sum(1)).log()
+    assert torch.allclose(partial_loss(z, cand), each.mean(), atol=1e-4)
+    assert torch.allclose(partial_loss(z, cand, w), (each*w).sum()/w.sum(), atol=1e-4)
+    assert float(partial_loss(z, torch.ones(7, c)))==pytest.approx(0, abs=1e-5) # all classes: nothing to learn
+
+def test_partial_loss_has_a_gradient_where_classes_are_excluded():
+    z = torch.tensor([[1e4,0.,0.],[0.,0.,0.]], requires_grad=True)
+    cand = torch.tensor([[0.,1.,1.],[1.,1.,0.]])
+    loss = partial_loss(z, cand)
+    loss.backward()
+    assert loss.isfinite() and z.grad.isfinite().all() and z.grad[0,0]>0 and z.grad[0,1]<0
+    with pytest.raises(ValueError, match='first image 1'): partial_loss(z, torch.tensor([[1.,0,0],[0,0,0]]))
+    with pytest.raises(ValueError, match='shape of the logits'): partial_loss(z, cand[:1])
