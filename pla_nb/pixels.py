@@ -298,11 +298,13 @@ def _cut(self:Pixels, block, start, h, w):
     "(h,w,3) bytes of one image, not copied"
     return self.blocks[block][start:start+h*w*3].view(h, w, 3)
 
+def _at_once(device): return device.type not in ('cpu','mps') # mps has no float64
+
 @patch
 def _made(self:Pixels, rows, device):
     "Squares of small images of one size"
     small,(h,w) = [self._cut(block, *image) for block,_,*image in rows],rows[0][3:]
-    if device.type in ('cpu','mps') or h!=w: return torch.stack([self.preprocess.crop(Image.fromarray(o.numpy())) for o in small]).to(device)
+    if h!=w or not _at_once(device): return torch.stack([self.preprocess.crop(Image.fromarray(o.numpy())) for o in small]).to(device)
     return upscale(torch.stack(small).to(device).permute(0,3,1,2), self.preprocess.size, self.preprocess.interpolation)
 
 # %% ../nbs/02b_pixels.ipynb #b814bcad

@@ -87,14 +87,17 @@ def test_upscale_is_pil_to_the_bit(n, size, kernel, seed, extreme):
     got = upscale(torch.from_numpy(a).permute(2,0,1)[None], size, kernel)[0].permute(1,2,0).numpy()
     assert np.array_equal(got, want)
 
-def test_small_images_on_another_device(monkeypatch):
-    "The branch of other devices, run on the CPU: equal squares from a pool of several sizes"
-    images = [noise(n, n, n) for n in (20,28,20,40)]
-    p = make(ArrayImages(np.stack([np.array(o) for o in images[:1]])))
-    rows = p.table.repeat(3, 1).tolist()
-    class Elsewhere: type = 'cuda'
-    monkeypatch.setattr(torch.Tensor, 'to', lambda self, d, *a, _to=torch.Tensor.to, **kw: self if isinstance(d, Elsewhere) else _to(self, d, *a, **kw))
-    assert torch.equal(p._made(rows, Elsewhere()), torch.stack([S.crop(images[0])]*3))
+@pytest.mark.parametrize('preprocess', [S, Preprocess(32, resize='squash', interpolation='bilinear')], ids=str)
+def test_small_images_on_another_device(tmp_path, monkeypatch, preprocess):
+    "The arithmetic of other devices, on the CPU: several sizes, also some that are not square"
+    sizes = ((20,20),(28,28),(20,20),(40,40),(9,30),(28,28))
+    for k,(w,h) in enumerate(sizes): noise(w, h, k).save(tmp_path/f'{k}.png')
+    images = FileImages([tmp_path/f'{k}.png' for k in range(len(sizes))])
+    monkeypatch.setattr(room, '_at_once', lambda device: True)
+    assert torch.equal(make(images, preprocess=preprocess).squares([5,0,4,2,3,1]), direct(images, preprocess)[[5,0,4,2,3,1]])
+
+def test_long_images_are_not_resized_at_each_visit():
+    for size in ((3,400),(400,3)): assert room.pack(Image.new('RGB', size), S)[1].tolist()==[0,0,32,32]
 
 def test_mixed_sizes_come_back_in_order(tmp_path):
     images = [noise(n, n, k) for k,n in enumerate((20,28,50,20,9))]
