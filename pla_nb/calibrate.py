@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['margins', 'RunningMean', 'margin_penalty', 'moment_loss', 'kgcoop_distance', 'CalibratedLoss', 'label_smoothing',
            'focal', 'mbls', 'mdca', 'dca', 'zs_norm', 'range_penalty', 'Calibrator', 'TemperatureScaler',
-           'VectorScaler', 'IsotonicCalibrator', 'DAC']
+           'VectorScaler', 'IsotonicCalibrator', 'DAC', 'view_agreement', 'cluster_agreement', 'unlabeled_temperature',
+           'prediction_sets']
 
 # %% ../nbs/10_calibrate.ipynb #c7f5d17e
-import json, math, warnings
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import math, warnings
+from dataclasses import dataclass
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import Tensor
 from scipy.optimize import brentq, minimize_scalar
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.isotonic import IsotonicRegression
+from .align import agreement, nearest, spherical_kmeans
 
 # %% ../nbs/10_calibrate.ipynb #b21bc59b
 def margins(
@@ -317,3 +319,86 @@ class DAC(Calibrator):
         return self
 
     def _proba(self, z): return (z*self.factor[z.argmax(1)][:,None]).softmax(1)
+
+# %% ../nbs/10_calibrate.ipynb #042aef0c
+def view_agreement(
+    weak, # (N,C) logits of images
+    strong, # (N,C) logits of the same images, disturbed
+)->float: # share of images with the same class; an estimate of the accuracy
+    "How many images keep their class when they are disturbed."
+    a,b = _logits(weak),_logits(strong)
+    if a.shape!=b.shape: raise ValueError(f'expected two views of the same images, got shapes {tuple(a.shape)} and {tuple(b.shape)}')
+    return float((a.argmax(1)==b.argmax(1)).double().mean())
+
+# %% ../nbs/10_calibrate.ipynb #62c62bfd
+def cluster_agreement(
+    logits, # (N,C) of the pool, or (N,) predicted classes
+    X:Tensor, # (N,d) image features of the pool, unit norm, those that carry the look of images
+    runs:int=8, # halves of the pool to cluster
+    seed:int=0, # of halves and clusters
+)->float: # share of images whose cluster says the same; an estimate of the accuracy
+    "How often clusterings of halves of the pool say what the model says."
+    pred = torch.as_tensor(logits).detach().to(X.device)
+    C = pred.shape[1] if pred.ndim==2 else int(pred.max())+1
+    pred = pred.argmax(1) if pred.ndim==2 else pred.long()
+    if len(pred)!=len(X): raise ValueError(f'expected features of the {len(pred)} images, got {len(X)}')
+    if len(X)<4*C: raise ValueError(f'clustering halves of the pool needs at least {4*C} images for {C} classes, got {len(X)}')
+    rng,shares = torch.Generator().manual_seed(seed),[]
+    for r in range(runs):
+        half = torch.randperm(len(X), generator=rng)[:len(X)//2].to(X.device)
+        centroids = spherical_kmeans(X[half].float(), C, seed=seed+r).centroids
+        shares.append(agreement(nearest(X.float(), centroids)[1], pred, C))
+    return float(np.mean(shares))
+
+# %% ../nbs/10_calibrate.ipynb #782687b8
+def unlabeled_temperature(
+    logits, # (N,C) of unlabeled images
+    accuracy:float, # an estimate, from `cluster_agreement` or `view_agreement`
+)->TemperatureScaler:
+    "The temperature at which mean confidence is the estimated accuracy: a guess, not a calibration."
+    z = _logits(logits)
+    if not 1/z.shape[1]<accuracy<1: raise ValueError(f'expected an accuracy between 1/{z.shape[1]} and 1, got {accuracy:.3g}: the estimate does not fit these {z.shape[1]} classes')
+    excess = lambda t: float((z*math.exp(-t)).softmax(1).amax(1).mean())-accuracy
+    if excess(-7)<0 or excess(7)>0: raise ValueError(f'no temperature between {math.exp(-7):.2g} and {math.exp(7):.2g} gives these logits a mean confidence of {accuracy:.3g}: scale them, or check the estimate')
+    return TemperatureScaler(math.exp(brentq(excess, -7, 7)))
+
+# %% ../nbs/10_calibrate.ipynb #e49bd027
+def prediction_sets(
+    cal_proba, # (n,C) probabilities of the labeled images
+    cal_y, # (n,) their classes
+    proba, # (N,C) probabilities of the images to predict
+    coverage:float=.9, # share of images whose set is to hold the truth
+    score:str='lac', # 'lac' or 'aps'
+)->np.ndarray: # (N,C) bool
+    "Sets of classes that hold the truth as often as promised (needs mapie)."
+    if score not in ('lac','aps'): raise ValueError(f"expected score 'lac' or 'aps', got {score!r}")
+    cal,new,y = *(_rows_of_one(p) for p in (cal_proba, proba)),np.asarray(cal_y).astype(int)
+    if len(y)!=len(cal): raise ValueError(f'expected a class for each of the {len(cal)} labeled images, got {len(y)}')
+    cal,y = cal[y>=0],y[y>=0]
+    if cal.shape[1]!=new.shape[1] or len(y) and y.max()>=new.shape[1]: raise ValueError(f'expected the same classes throughout, got {cal.shape[1]} and {new.shape[1]} columns and classes up to {y.max(initial=0)}')
+    if not 0<coverage<1: raise ValueError(f'expected a coverage between 0 and 1, got {coverage}')
+    if len(y)<(least := math.ceil(round(coverage/(1-coverage), 6))): raise ValueError(f'a coverage of {coverage:g} needs at least {least} labeled images, got {len(y)}: label {least-len(y)} more, or promise less')
+    return _mapie_sets(cal, y, new, coverage, score)
+
+def _rows_of_one(p):
+    "Probabilities as float64 rows that sum to 1"
+    p = np.asarray(p, float)
+    if p.ndim!=2 or not np.isfinite(p).all() or (p<0).any() or np.abs(p.sum(1)-1).max(initial=0)>1e-3: raise ValueError('expected probabilities in rows that sum to 1: a calibrator or a softmax makes them of logits')
+    return p/p.sum(1, keepdims=True)
+
+# %% ../nbs/10_calibrate.ipynb #657e431d
+class _Given(ClassifierMixin, BaseEstimator):
+    "A fitted classifier for scikit-learn, whose images are probabilities already"
+    def fit(self, X, y=None):
+        self.classes_,self.n_features_in_ = np.arange(X.shape[1]),X.shape[1]
+        return self
+    def predict_proba(self, X): return X
+    def predict(self, X): return X.argmax(1)
+
+def _mapie_sets(cal, y, new, coverage, score):
+    try: from mapie.classification import SplitConformalClassifier
+    except ImportError: raise ImportError("prediction sets need MAPIE: pip install 'mapie>=1'") from None
+    m = SplitConformalClassifier(_Given().fit(cal), confidence_level=coverage, conformity_score=score, prefit=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=UserWarning) # of classes without a labeled image
+        return m.conformalize(cal, y).predict_set(new)[1][:,:,0].astype(bool)

@@ -282,3 +282,92 @@ def test_dac(seed, B, C):
     assert (q.max(1).values==q.gather(1, z.argmax(1)[:,None])[:,0]).all() # the class stays
     close(Calibrator.from_dict(json.loads(json.dumps(d.to_dict())))(z), q)
     close(DAC().fit(base0, base0, base0, base0).factor, torch.ones(B)) # old classes are left alone
+
+# without labels
+def pool(seed, n=400, C=4, noise=.5, bold=3.):
+    "Images in C groups, logits that are too bold, truth"
+    g = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(C, 16, generator=g), dim=1)
+    y = torch.arange(n)%C
+    X = F.normalize(centres[y]+noise*torch.randn(n, 16, generator=g)/4, dim=1)
+    return X,bold*10*(X@centres.T).double(),y
+
+def test_agreement_with_clusters_is_the_accuracy_where_groups_are_clear():
+    X,z,y = pool(0, C=2) # with two groups k-means finds them each time
+    assert cluster_agreement(z, X, runs=2)>.95 and (z.argmax(1)==y).float().mean()>.95
+    wrong = z.argmax(1).clone(); wrong[::2] = torch.randint(2, (200,), generator=torch.Generator().manual_seed(0)) # a model that guesses half of the time
+    assert cluster_agreement(wrong, X, runs=2)==pytest.approx(float((wrong==y).float().mean()), abs=.03)
+    assert cluster_agreement(1-wrong, X, runs=2)==pytest.approx(cluster_agreement(wrong, X, runs=2), abs=1e-12) # that names are swapped it cannot see
+
+def test_agreement_falls_with_the_model_and_repeats():
+    X,z,y = pool(1)
+    wrong = z.argmax(1).clone(); wrong[::2] = torch.randint(4, (200,), generator=torch.Generator().manual_seed(0))
+    a,b = (cluster_agreement(o, X, runs=3) for o in (z, wrong))
+    assert b<a-.1 and a==cluster_agreement(z, X, runs=3)
+    assert a==pytest.approx(cluster_agreement(z[:,[2,0,3,1]], X, runs=3), abs=1e-12)
+
+def test_view_agreement():
+    z = randn(0, 50, 3)
+    assert view_agreement(z, 2*z+1)==1 and view_agreement(z, z.roll(1, 1))==0
+    half = z.clone(); half[:25] = half[:25].roll(1, 1)
+    assert view_agreement(z, half)==.5
+
+@prop
+@given(seeds, st.integers(2, 6), st.floats(.05, .95), st.floats(.1, 20))
+def test_unlabeled_temperature_meets_its_target(seed, C, share, s):
+    z,a = s*randn(seed, 60, C),1/C+share*(1-1/C)
+    t = unlabeled_temperature(z, a)
+    close(t(z).amax(1).mean(), a, 1e-6)
+    assert unlabeled_temperature(3*z, a).temperature==pytest.approx(3*t.temperature, rel=1e-5)
+    assert (t(z).argmax(1)==z.argmax(1)).all()
+
+@pytest.mark.parametrize('call,says', [
+    (lambda: unlabeled_temperature(randn(0,9,4), .2), 'between 1/4 and 1, got 0.2'),
+    (lambda: unlabeled_temperature(torch.zeros(9,4), .9), 'scale them'),
+    (lambda: view_agreement(randn(0,9,4), randn(0,8,4)), 'same images'),
+    (lambda: cluster_agreement(randn(0,9,4), unit(0,9,3)), 'at least 16 images for 4 classes, got 9'),
+    (lambda: cluster_agreement(randn(0,9,2), unit(0,8,3)), 'features of the 9 images, got 8')])
+def test_estimates_say_what_is_wrong(call, says):
+    with pytest.raises(ValueError, match=says): call()
+
+# sets
+def probabilities(seed, n=2000, C=6):
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.full(C, .3), n)
+    y = (p.cumsum(1)>rng.random((n,1))).argmax(1)
+    return p,y
+
+@pytest.mark.parametrize('score', ['lac','aps'])
+def test_sets_keep_their_promise(score):
+    pytest.importorskip('mapie')
+    from scipy.stats import betabinom
+    p,y = probabilities(0)
+    q = p**3; q /= q.sum(1, keepdims=True) # overconfident: the promise does not need calibration
+    held,n,m = [],99,1901
+    for s in range(40):
+        a,b = np.split(np.random.default_rng(s).permutation(2000), [n])
+        S = prediction_sets(q[a], y[a], q[b], .9, score)
+        assert S.shape==(m,6) and S.dtype==bool
+        held.append(S[np.arange(m), y[b]].mean())
+    low,high = betabinom.ppf([.005, .995], m, 90, 10)/m
+    assert np.mean([low<=h for h in held])>=.95 and np.mean(held)>=.89
+    if score=='lac': assert np.mean([h<=high for h in held])>=.95 and np.mean(held)<=.915 # aps with whole classes may hold more
+
+def test_lac_is_a_threshold_on_probabilities():
+    pytest.importorskip('mapie')
+    p,y = probabilities(1, 400)
+    S = prediction_sets(p[:99], y[:99], p[99:], .9)
+    t = np.sort(p[:99][np.arange(99), y[:99]])[9] # the 10th smallest probability of a truth: 90 of 99 are not below
+    assert (S==(p[99:]>=t-1e-9)).all()
+    assert (prediction_sets(p[:99], y[:99], p[99:], .8)<=S).all() # a smaller promise, smaller sets
+
+@pytest.mark.parametrize('args,says', [
+    ((8, .9), 'needs at least 9 labeled images, got 8: label 1 more'), ((18, .95), 'at least 19'), ((20, 1.), 'between 0 and 1'), ((3, .8), 'at least 4')])
+def test_sets_need_images(args, says):
+    p,y = probabilities(0, 40)
+    with pytest.raises(ValueError, match=says): prediction_sets(p[:args[0]], y[:args[0]], p, args[1])
+
+@pytest.mark.parametrize('change,says', [(dict(score='magic'), "got 'magic'"), (dict(cal_proba=np.ones((20,6))), 'sum to 1'), (dict(proba=np.eye(3)), '6 and 3 columns'), (dict(cal_y=[1]), 'each of the 20 labeled images, got 1')])
+def test_sets_say_what_is_wrong(change, says):
+    p,y = probabilities(0, 40)
+    with pytest.raises(ValueError, match=says): prediction_sets(**{**dict(cal_proba=p[:20], cal_y=y[:20], proba=p), **change})
