@@ -1,6 +1,6 @@
 """Long-tailed pools, written to results/longtail.csv: what it costs to presume equal classes, and what an estimate of their shares wins back.
 
-    python benchmarks/longtail.py [--seeds 3] [--only caltech101] [--imbalance 1 10 50]
+    python benchmarks/longtail.py [--seeds 3] [--only caltech101] [--imbalance 1 10 50] [--method 'estimated prior']
 
 Classes are cut to an exponential profile, in an order that the seed shuffles; accuracy is that of the whole, balanced test set.
 Head, middle and tail are thirds of the classes by the images that they have in the pool. No label of the pool is read, except by the row `cap, true prior` (a bound).
@@ -60,15 +60,17 @@ def methods(c, f, shares, seed):
     yield 'cap, uniform prior',run
     yield 'cap, no balance',lambda: run(balance=False)
     yield 'cap, estimated prior',lambda: run(prior='estimate')
+    yield 'cap, estimated prior, zero-shot start',lambda: run(prior='estimate', start='zero-shot')
     yield 'cap, true prior',lambda: run(prior=shares.tolist())
 
-def rows(c, imbalance, seed):
+def rows(c, imbalance, seed, only=''):
     "One subset, all methods"
     y = np.array(c.f.task.targets)
     idx = long_tailed(y, imbalance, seed) if imbalance>1 else np.arange(len(y))
     f,n = c.f.subset(idx),np.bincount(y[idx], minlength=len(c.T))
     zero,shares = c.recalls(c.test.V@c.names.T, n),torch.tensor(n/n.sum()).float()
     for name,make in methods(c, f, shares, seed):
+        if only not in name: continue
         t = time.time(); fit = make(); t = time.time()-t
         l = fit if torch.is_tensor(fit) else fit.head(c.test.V, c.test.U)
         a,head,middle,tail = c.recalls(l, n)
@@ -79,7 +81,7 @@ def rows(c, imbalance, seed):
 
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set'); a.add_argument('--imbalance', type=int, nargs='*', default=[1,10,50])
+    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set'); a.add_argument('--method', default='', help='only rows that contain this'); a.add_argument('--imbalance', type=int, nargs='*', default=[1,10,50])
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
     vlm = VLM('starter')
@@ -89,6 +91,6 @@ if __name__=='__main__':
         c = Case(name, vlm)
         for imb in a.imbalance:
             for seed in range(a.seeds):
-                out = list(rows(c, imb, seed))
-                for r in out: print(f"{name:14} {imb:3} {seed} {r['prior']:22} {r['accuracy']:.3f}  head {r['head']:.3f} ({r['head_zero_shot']:.3f} zero-shot)  middle {r['middle']:.3f}  tail {r['tail']:.3f}  gini {r['gini']:.2f}  {r['seconds']:.1f} s", flush=True)
+                out = list(rows(c, imb, seed, a.method))
+                for r in out: print(f"{name:14} {imb:3} {seed} {r['prior']:38} {r['accuracy']:.3f}  head {r['head']:.3f} ({r['head_zero_shot']:.3f} zero-shot)  middle {r['middle']:.3f}  tail {r['tail']:.3f}  gini {r['gini']:.2f}  {r['seconds']:.1f} s", flush=True)
                 ledger.append('longtail.csv', out, KEY)
