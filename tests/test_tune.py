@@ -1,6 +1,7 @@
 "The trainer of prompts: its losses by hand, runs that are killed and go on, two processes that share a batch."
 import csv, json, math, os, signal, socket, subprocess, sys, types
-from dataclasses import asdict, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -13,7 +14,6 @@ from pla_nb import tune
 from pla_nb.backbones import OpenClip
 from pla_nb.data import fashion_mnist
 from pla_nb.features import features
-from pla_nb.margin import margin_loss, partial_loss
 from pla_nb.pixels import pixels
 from pla_nb.prompts import Prompted, prompts_for
 from pla_nb.pseudolabels import PseudoLabels, growth, sinkhorn, strategy
@@ -229,6 +229,22 @@ def test_prior():
     close(r.prior.double(), torch.tensor(share), 1e-4)
     assert r.selected.counts[0]>2*r.selected.counts[1:].max()
     close(r.last.mean(0).double(), torch.tensor(share), 5e-3)
+
+def test_first_labels_stay_in_later_ones():
+    for kw,keep in ((dict(), tune.KEEP), (dict(keep=.25), .25), (dict(keep=0.), 0.)):
+        run = start(config(balance=False), **kw)
+        q = run.soft(run.pool_logits()[0].detach())
+        close(q, (run.pool_logits()[0].detach()+keep*run.pool.soft.clamp(min=1e-4).log()).softmax(1), 1e-4)
+    assert start(config(start='zero-shot')).pool.keep==0 # as in the paper
+
+def test_views_made_ahead():
+    "Batches made while the device works on the one before are the same batches"
+    runs = [start(config('maple', steps=7)) for _ in range(2)]
+    runs[0].maker = ThreadPoolExecutor(1)
+    for r in runs:
+        for _ in range(2): epoch(r); r.end_epoch()
+    assert runs[0].ahead is None and all(torch.equal(a, b) for a,b in zip(*(r.params for r in runs)))
+    runs[0].maker.shutdown()
 
 def test_excluded_images():
     run = start(config(exclude_selected=True))
