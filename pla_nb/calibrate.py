@@ -264,7 +264,7 @@ class VectorScaler(Calibrator):
         start = 1/TemperatureScaler().fit(z, y).temperature
         z = z*start
         a,b = (torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True) for _ in range(2))
-        opt = torch.optim.LBFGS([a, b], max_iter=200, tolerance_grad=1e-9, line_search_fn='strong_wolfe')
+        opt = torch.optim.LBFGS([a, b], max_iter=100, tolerance_grad=1e-7, line_search_fn='strong_wolfe')
         def loss():
             opt.zero_grad()
             l = F.cross_entropy(z*a.exp()+b, y) + self.l2*(a@a+b@b)/len(y)

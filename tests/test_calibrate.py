@@ -371,3 +371,12 @@ def test_sets_need_images(args, says):
 def test_sets_say_what_is_wrong(change, says):
     p,y = probabilities(0, 40)
     with pytest.raises(ValueError, match=says): prediction_sets(**{**dict(cal_proba=p[:20], cal_y=y[:20], proba=p), **change})
+
+def test_regularisers_fit_into_the_trainer():
+    from pla_nb.train import CAPConfig, fit_head
+    X,_,y = pool(2, n=160)
+    T = F.normalize(torch.stack([X[y==c].mean(0) for c in range(4)])+.2*torch.randn(4, 16, generator=torch.Generator().manual_seed(1)), dim=1)
+    cfg = CAPConfig(epochs=10, margin=0., dim=8, adapters=False, lr=.1)
+    moved = lambda r: float(moment_loss((h := fit_head(X, T, cfg=cfg, progress=False, regulariser=r).head).texts.detach(), h.evidence.T))
+    free = moved(None)
+    assert moved(CalibratedLoss.moments_only())<.5*free and moved(CalibratedLoss.margin_only(alpha=1.))>free
