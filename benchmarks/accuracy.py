@@ -1,6 +1,7 @@
-"""Accuracy on held-out images, written to results/accuracy.csv. No label of the training pool is read, except by the linear probe.
+"""Accuracy on held-out images, written to results/accuracy.csv. Training reads the labels that its paradigm allows: none in UL, two a class in
+SSL, those of the seen classes in TRZSL, all of them in the linear probe.
 
-    python benchmarks/accuracy.py [--seeds 3] [--only fashion_mnist] [--variant 'no margin']
+    python benchmarks/accuracy.py [--seeds 3] [--only fashion_mnist] [--dial text] [--paradigm SSL] [--strategy cap] [--variant written]
 """
 import argparse, copy, os, sys, time, warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1') # small products: a second thread 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import numpy as np, torch
 from dataclasses import replace
+from functools import partial
 from sklearn.linear_model import LogisticRegression
 import torch.nn.functional as F
 from pla_nb.all import *
@@ -64,11 +66,19 @@ class Case:
     def _mean(self, texts):
         return F.normalize(torch.stack([F.normalize(c, dim=1).mean(0) for c in embed_candidates(self.vlm, self.classes, texts)[1]]), dim=1)
 
-    def row(self, strategy, variant, seed, scores, seconds):
-        m = evaluate(scores if isinstance(scores, np.ndarray) else scores.softmax(1).numpy(), self.y, self.classes)
-        z = evaluate(zero_shot_proba(self.test.V, self.zero, self.vlm.logit_scale).numpy(), self.y, self.classes)
-        return dict(dataset=self.name, model=self.vlm.name, paradigm='UL', dial='features', strategy=strategy, variant=variant, seed=seed,
-                    zero_shot=round(z.accuracy, 4), accuracy=round(m.accuracy, 4), macro_accuracy=round(m.macro_accuracy, 4), gini=round(m.gini, 4), worst10=round(m.worst10, 4), seconds=round(seconds, 2))
+    def paradigm(self, name):
+        "The pool with the labels that a paradigm allows; the choice of images and classes is the published one"
+        if name=='UL': return self.f.task
+        task = replace(self.f.task, targets=self.targets.numpy())
+        return task.ssl(2) if name=='SSL' else task.trzsl()
+
+    def row(self, paradigm, dial, strategy, variant, seed, scores, seconds):
+        seen = [self.classes.index(o) for o in self.paradigm(paradigm).seen] or None
+        m = evaluate(scores if isinstance(scores, np.ndarray) else scores.softmax(1).numpy(), self.y, self.classes, seen)
+        z = evaluate(zero_shot_proba(self.test.V, self.zero, self.vlm.logit_scale).numpy(), self.y, self.classes, seen)
+        r = dict(dataset=self.name, model=self.vlm.name, paradigm=paradigm, dial=dial, strategy=strategy, variant=variant, seed=seed, zero_shot=z.accuracy, accuracy=m.accuracy,
+                 macro_accuracy=m.macro_accuracy, gini=m.gini, worst10=m.worst10, seen=m.seen, unseen=m.unseen, harmonic=m.harmonic, zero_shot_harmonic=z.harmonic)
+        return {k: round(v, 4) if isinstance(v, float) else v for k,v in r.items()} | dict(seconds=round(seconds, 2))
 
 def timed(f):
     t = time.time(); x = f()
@@ -91,49 +101,67 @@ def mix(c, texts, plain):
         m = mixture(z, space(c.f.U))
     return m.scores(zt, space(c.test.U))
 
-def cap(c, texts, choose='mean', **kw):
-    said = c.said(texts, kw.get('seed', 0))
-    clf = CAP(c.vlm, CAPConfig(**kw) if 'preset' not in kw else getattr(CAPConfig, kw['preset'])(**{k: v for k,v in kw.items() if k!='preset'})).fit(c.f.task, descriptions=said, features=c.f, diagnosis=c.diagnosis, progress=False, choose=choose)
+def adapted(c, texts, paradigm='UL', choose='paper', preset=None, **kw):
+    "Logits of the test images after `CAP(...).fit`"
+    cfg = getattr(CAPConfig, preset)(**kw) if preset else CAPConfig(**kw)
+    f = replace(c.f, task=c.paradigm(paradigm))
+    clf = CAP(c.vlm, cfg).fit(f.task, descriptions=c.said(texts, cfg.seed), features=f, diagnosis=c.diagnosis, progress=False, choose=choose)
     return clf.logits(c.test.V, c.test.U)
 
-FPL = dict(start='zero-shot', grow=False, margin=0., balance=False, tau=2., hops=0, text_weight=.5)
-ABLATIONS = {'no margin': dict(margin=0.), 'margin δ': dict(weighting='paper'), 'no growth': dict(grow=False), 'no alignment by clusters': dict(start='zero-shot'),
-    'no sharpening': dict(hops=0), 'no balance': dict(balance=False), 'no vision-only features': dict(vision=False), 'no text training': dict(train_text=False),
-    'no adapters': dict(adapters=False), 'paper preset': dict(preset='paper'), 'released preset': dict(preset='released')}
+STRATEGIES = ('fpl','ifpl','upl','grip','cpl','cap')
+# one budget for all strategies of a data set: a step of text prompts encodes every class
+BUDGET = dict(fashion_mnist=dict(epochs=5, steps=30), caltech101=dict(epochs=5, steps=12))
+WRITTEN = 'written descriptions'
+ABLATIONS = {'no growth': dict(grow=False), 'no sharpening': dict(hops=0), 'no balance': dict(balance=False), 'estimated prior': dict(prior='estimate'), 'no vision-only features': dict(vision=False),
+    'no text training': dict(train_text=False), 'no adapters': dict(adapters=False), 'paper preset': dict(preset='paper'), 'released preset': dict(preset='released')}
+# {concept alignment on, off} x {margin off, δ, δ/(2-δ)} x {independent, shared adapters}
+GRID = {f'{t or "names"}, {a}, {m}, {s}': (t, kw_a | kw_m | kw_s)
+    for t,a,kw_a in ((WRITTEN, 'aligned', {}), ('names', 'not aligned', dict(start='zero-shot')))
+    for m,kw_m in (('margin off', dict(margin=0.)), ('margin δ', dict(weighting='paper')), ('margin δ/(2-δ)', {}))
+    for s,kw_s in (('independent adapters', {}), ('shared adapters', dict(shared_adapters=True)))}
 
 def half(c, seed):
     "The same with a random half of the pool: how much the choice of images moves the result"
     idx = np.sort(np.random.default_rng(seed).permutation(len(c.f))[:len(c.f)//2])
     part = copy.copy(c)
-    part.f = c.f.subset(idx)
+    part.f,part.targets = c.f.subset(idx),c.targets[idx]
     part.diagnosis = diagnose(c.vlm, part.f.task, features=part.f, progress=False)
-    return cap(part, 'written descriptions', seed=seed)
+    return adapted(part, WRITTEN, seed=seed)
 
 def jobs(c, seeds):
-    "(strategy, variant, seed, what to run) of a data set"
-    yield 'linear probe','all labels',0,lambda: probe(c)
+    "(paradigm, dial, strategy, variant, seed, what to run) of a data set, the most wanted first"
+    yield 'UL','features','linear probe','all labels',0,partial(probe, c)
+    for paradigm in ('UL','SSL','TRZSL'):
+        for strategy in STRATEGIES:
+            for seed in range(seeds): yield paradigm,'features',strategy,WRITTEN,seed,partial(adapted, c, WRITTEN, paradigm, strategy=strategy, seed=seed)
+    for t in ('names','embedded LLM'):
+        for strategy in STRATEGIES if t=='names' else ('fpl','cap'):
+            for seed in range(seeds): yield 'UL','features',strategy,t,seed,partial(adapted, c, t, strategy=strategy, seed=seed)
     for t in c.texts:
-        for n,plain in (('mixture, plain', True), ('mixture', False)): yield n,t,0,lambda: mix(c, t, plain)
-        for seed in range(seeds):
-            yield 'fpl',t,seed,lambda: cap(c, t, seed=seed, **FPL)
-            yield 'cap',t,seed,lambda: cap(c, t, seed=seed)
-            if t!='names': yield 'cap',f'{t}, best supported only',seed,lambda: cap(c, t, 'support', seed=seed)
+        for n,plain in (('mixture, plain', True), ('mixture', False)): yield 'UL','features',n,t,0,partial(mix, c, t, plain)
     for n,kw in ABLATIONS.items():
-        for seed in range(seeds): yield 'cap',f'written descriptions, {n}',seed,lambda: cap(c, 'written descriptions', seed=seed, **kw)
-    for seed in range(seeds): yield 'cap','written descriptions, random half of the pool',seed,lambda: half(c, seed)
+        for seed in range(seeds): yield 'UL','features','cap',f'{WRITTEN}, {n}',seed,partial(adapted, c, WRITTEN, seed=seed, **kw)
+    for seed in range(seeds): yield 'UL','features','cap',f'{WRITTEN}, random half of the pool',seed,partial(half, c, seed)
+    for seed in range(seeds): yield 'UL','features','cap',f'{WRITTEN}, mean of all candidates',seed,partial(adapted, c, WRITTEN, choose='mean', seed=seed)
+    for n,(t,kw) in GRID.items():
+        for seed in range(seeds): yield 'UL','features','cap',f'grid: {n}',seed,partial(adapted, c, t, seed=seed, **kw)
+    for paradigm in ('UL','SSL','TRZSL'):
+        for strategy in STRATEGIES:
+            for seed in range(seeds): yield paradigm,'text',strategy,WRITTEN,seed,partial(adapted, c, WRITTEN, paradigm, dial='text', strategy=strategy, seed=seed, **BUDGET[c.name])
 
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set'); a.add_argument('--variant', default='', help='only variants that contain this')
+    a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set')
+    for o in ('paradigm','dial','strategy','variant'): a.add_argument(f'--{o}', default='', help=f'only a {o} that contains this')
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
     vlm = VLM('starter')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only: continue
         if not tasks(name): print(f'{name}: no photos in {SHARED}, skipped'); continue
-        c,out = Case(name, vlm),[]
-        for strategy,variant,seed,run in jobs(c, a.seeds):
-            if a.variant not in variant: continue
-            r = c.row(strategy, variant, seed, *timed(run))
-            out.append(r); print(f"{r['dataset']:14} {r['strategy']:15} {r['variant']:45} {r['seed']}  {r['zero_shot']:.3f} -> {r['accuracy']:.3f}  worst {r['worst10']:.2f}  {r['seconds']:.1f} s", flush=True)
-        ledger.append('accuracy.csv', out, KEY)
+        c = Case(name, vlm)
+        for *what,run in jobs(c, a.seeds):
+            if any(getattr(a, k) not in v for k,v in zip(('paradigm','dial','strategy','variant'), what)): continue
+            r = c.row(*what, *timed(run))
+            print(f"{name:14} {r['paradigm']:5} {r['dial']:8} {r['strategy']:14} {r['variant']:45} {r['seed']}  {r['zero_shot']:.3f} -> {r['accuracy']:.3f}  worst {r['worst10']:.2f}  {r['seconds']:.1f} s", flush=True)
+            ledger.append('accuracy.csv', [r], KEY) # what was measured is kept when a run is stopped

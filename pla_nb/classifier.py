@@ -26,7 +26,7 @@ from .features import features
 from .pixels import pixels
 from .prompts import Prompted, prompts_for
 from .pseudolabels import STARTS, VisionSpace, centered_scores, mixture, neighbours, strategy, zscore
-from .train import CAPConfig, Ensemble, Evidence, Head, HeadLearner, fit_head, fit_strategy, sharpen
+from .train import CAPConfig, Ensemble, Evidence, Head, HeadLearner, fit_head, fit_strategy, pool_prior, sharpen
 from .tune import PromptHead, PromptLearner, fit_prompts
 
 # %% ../nbs/11_classifier.ipynb #6903e117
@@ -69,7 +69,7 @@ def embed_candidates(
 def _name_sentence(vlm, c): return vlm.template.replace('{}', c.replace('_',' '))
 
 # %% ../nbs/11_classifier.ipynb #fdeab3f7
-RULES = ('paper','one-to-one','support','mean','first')
+RULES = ('auto','mean','paper','one-to-one','support','first')
 
 @dataclass
 class Choice:
@@ -77,6 +77,7 @@ class Choice:
     T: torch.Tensor # (C,d) text features, unit norm
     pick: list # C indices: the sentence of each class that is shown
     scores: list # per class (n_c,) score of each candidate
+    how: str # the rule
     q: object = None # (N,C) soft labels of the pool by `T`, where the rule made them
 
 # %% ../nbs/11_classifier.ipynb #3e1155ad
@@ -85,25 +86,38 @@ def choose_texts(
     s, # (N,r) vision features, sharpened
     candidates:list, # per class (n_c,d) text features
     cfg:CAPConfig=CAPConfig(),
-    how:str='paper', # one of RULES
+    how:str='mean', # one of RULES
     u=None, # (N,r) vision features to cluster for 'paper' and 'one-to-one'; None: `s`
+    names=None, # (C,d) text features of the bare names, for 'auto'
+    prior=None, # (C,) shares of the classes; None: equal
 )->Choice:
     "One text feature for each class out of its candidates"
     _check_rule(how)
-    unit = lambda x: F.normalize(x, dim=-1)
-    mean,Vc = unit(torch.stack([unit(c).mean(0) for c in candidates])),unit(V-V.mean(0))
-    q = None
-    if how in ('paper','one-to-one'):
-        k = spherical_kmeans(s if u is None else u, len(candidates), cfg.seed)
-        centres = unit(Vc.new_zeros(len(candidates), Vc.shape[1]).index_add_(0, k.assign.to(Vc.device), Vc))
-        pick,scores = choose_descriptions([unit(c-mean.mean(0)) for c in candidates], centres, how)
-    else:
-        q = mixture(centered_scores(V, mean), s, cfg.kappa, cfg.text_weight, balanced=cfg.balance, starts=STARTS[:5], seed=cfg.seed).q
-        share = q/q.sum(0).clamp(min=1e-6)
-        scores = [share[:,c] @ zscore(Vc@unit(w-mean.mean(0)).T, 0) for c,w in enumerate(candidates)]
-        pick = [0]*len(scores) if how=='first' else [int(o.argmax()) for o in scores]
-    if how=='mean': return Choice(mean, pick, scores, q)
-    return Choice(unit(torch.stack([w[i] for w,i in zip(candidates, pick)])), pick, scores)
+    mean = _unit(torch.stack([_unit(c).mean(0) for c in candidates]))
+    mix = lambda T: mixture(centered_scores(V, T), s, cfg.kappa, cfg.text_weight, balanced=cfg.balance, prior=prior, starts=STARTS[:5], seed=cfg.seed)
+    fitted = None if how in ('paper','one-to-one') else mix(mean)
+    if how=='auto':
+        if names is None: raise ValueError("expected the text features of the names for choose='auto': pass names=vlm.encode_classes(classes)")
+        how = 'mean' if fitted.objective>=mix(names).objective else 'paper'
+    if how in ('paper','one-to-one'): pick,scores = _by_clusters(V, s if u is None else u, candidates, mean.mean(0), how, cfg.seed)
+    else: pick,scores = _by_support(V, fitted.q, candidates, mean.mean(0))
+    if how=='first': pick = [0]*len(pick)
+    if how=='mean': return Choice(mean, pick, scores, how, fitted.q)
+    return Choice(_unit(torch.stack([w[i] for w,i in zip(candidates, pick)])), pick, scores, how)
+
+def _by_clusters(V, u, candidates, centre, how, seed):
+    "Nearest to a group of images"
+    Vc,k = _unit(V-V.mean(0)),spherical_kmeans(u, len(candidates), seed)
+    centres = _unit(Vc.new_zeros(len(candidates), Vc.shape[1]).index_add_(0, k.assign.to(Vc.device), Vc))
+    return choose_descriptions([_unit(c-centre) for c in candidates], centres, how)
+
+def _by_support(V, q, candidates, centre):
+    "Best at telling the images of the class from all others"
+    share,Vc = q/q.sum(0).clamp(min=1e-6),_unit(V-V.mean(0))
+    scores = [share[:,c] @ zscore(Vc@_unit(w-centre).T, 0) for c,w in enumerate(candidates)]
+    return [int(o.argmax()) for o in scores],scores
+
+def _unit(x): return F.normalize(x, dim=-1)
 
 def _check_rule(how):
     if how not in RULES: raise ValueError(f"expected choose {', '.join(map(repr, RULES[:-1]))} or {RULES[-1]!r}, got {how!r}")
@@ -211,7 +225,7 @@ def fit(self:CAP,
     diagnosis:Diagnosis|None=None, # if it is there already
     progress:bool=True,
     cache=None, # folder for features
-    choose:str='paper', # what stands for a described class, see `choose_texts`
+    choose:str='auto', # what stands for a described class, see `choose_texts`
     callback=None, # called with the row of each epoch
     regulariser=None, # (logits, classes, tuned texts, frozen texts) -> scalar, such as `CalibratedLoss`
     checkpoint=None, # folder from which a stopped run goes on (prompts only)
@@ -223,6 +237,7 @@ def fit(self:CAP,
         nonlocal began
         times[name] = times.get(name, 0)+time.time()-began; began = time.time()
     _check_rule(choose)
+    if checkpoint is not None and (cfg.dial=='features' or cfg.strategy!='cap'): warnings.warn(f'no checkpoint is written with dial {cfg.dial!r} and strategy {cfg.strategy!r}: only prompts that CAP trains take long enough to need one')
     if not isinstance(task, Task): raise TypeError(f'expected a Task, got {type(task).__name__}: Task.from_folder makes one of a folder, Task.from_paths of a list of files')
     if len(task.unseen)==1: raise ValueError(f"only one class is unseen ({task.unseen[0]!r}): every unlabeled image would be of it; expected two or more")
     if cfg.dial!='features': prompts_for(vlm, task.classes, cfg.dial, cfg.n_ctx, cfg.depth) # an error now rather than after the long part
@@ -241,8 +256,9 @@ def fit(self:CAP,
     T,chosen = zero,{}
     if texts is not None and any(c in texts for c in task.classes):
         words,cands = embed_candidates(vlm, task.classes, texts)
-        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u)
-        T,chosen = got.T,_record(texts, task.classes, words, got, choose)
+        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior)
+        T,chosen = got.T,_record(texts, task.classes, words, got)
+        start.q = got.q
         lap('choose descriptions')
     fit = _train(vlm, g, T, chosen, cfg, start, regulariser, checkpoint, progress, callback, cache)
     lap('train')
@@ -255,6 +271,7 @@ def fit(self:CAP,
 # %% ../nbs/11_classifier.ipynb #825098f1
 class _Start:
     "The vision space of a pool and its neighbours, made when they are first asked for"
+    q = None # (N,C) soft labels of the pool, if choosing the texts has made them
     def __init__(self, f, zero, cfg): self.f,self.zero,self.cfg = f,zero,cfg
     @cached_property
     def evidence(self): return Evidence.fit(self.f.V, self.zero, self.f.U if self.cfg.vision else None, self.cfg.dim)
@@ -264,6 +281,10 @@ class _Start:
     def nbrs(self): return neighbours(self.u, min(self.cfg.n_neighbours, len(self.u)-1))
     @cached_property
     def sharp(self): return sharpen(self.u, self.nbrs, self.cfg.hops)
+    @cached_property
+    def prior(self):
+        none = torch.full((len(self.u),), -1, device=self.u.device)
+        return pool_prior(self.f.V, self.u, self.evidence, self.cfg, self.nbrs, none, torch.ones(len(self.zero), dtype=torch.bool, device=self.u.device))
 
 def _train(vlm, f, T, chosen, cfg, start, regulariser, checkpoint, progress, callback, cache):
     "What the dial and the strategy ask for"
@@ -273,7 +294,9 @@ def _train(vlm, f, T, chosen, cfg, start, regulariser, checkpoint, progress, cal
     ranking = {classes.index(c): f.V@T[classes.index(c)] for c in chosen}
     pool = pixels(task, vlm.preprocess, cache, loose=256*vlm.preprocess.size//224, progress=progress) if cfg.dial=='maple' else None
     if cfg.dial=='features' and cfg.strategy=='cap':
-        return fit_head(f.V, T, f.U, cfg, ranking=ranking, regulariser=regulariser, nbrs=start.nbrs, space=start.evidence.space, **both)
+        # the first labels are those that chose the texts, unless labels or other shares have to be heard
+        first = start.q if task.paradigm=='UL' and cfg.start=='mixture' and cfg.prior=='uniform' else None
+        return fit_head(f.V, T, f.U, cfg, ranking=ranking, regulariser=regulariser, first=first, nbrs=start.nbrs, space=start.evidence.space, **both)
     if cfg.strategy=='cap':
         views = [features(vlm, task, cache, progress=progress, augment='crop-flip', seed=s) for s in range(cfg.views)] if cfg.dial=='text' else ()
         return fit_prompts(vlm, f, cfg, chosen, T, ranking=ranking, pool=pool, views=views, regulariser=regulariser, checkpoint=checkpoint, **both)
@@ -314,12 +337,12 @@ def _labeled(task):
 _why = {'paper': 'nearest to a group of images', 'one-to-one': 'nearest to the group of images that no other class has', 'support': 'supported best by the images of the class',
         'mean': 'supported best by the images of the class, used with the others', 'first': 'the first candidate'}
 
-def _record(texts, classes, words, choice, how):
+def _record(texts, classes, words, choice):
     "Write the choice into the descriptions; class -> sentence in use"
     out = {}
     for c,w,i,s in zip(classes, words, choice.pick, choice.scores):
         if c not in texts: continue
-        texts.choose(c, w[i], s.tolist(), _why['support' if how=='mean' and len(w)==1 else how])
+        texts.choose(c, w[i], s.tolist(), _why['support' if choice.how=='mean' and len(w)==1 else choice.how])
         out[c] = texts.text(c)
     if texts.path:
         try: texts.save()

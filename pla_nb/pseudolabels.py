@@ -385,6 +385,22 @@ def _named_clusters(z, U, seed): # (N,C) one-hot classes of the clusters
     mean = (O.T@z)/O.sum(0).clamp(min=1)[:,None]
     return F.one_hot(match_clusters(mean)[O.argmax(1)], C).to(z)
 
+# %% ../nbs/05_pseudolabels.ipynb #5f2a77c1
+def _part(n, sample, given, seed): # rows on which a start is chosen: all, or some and the labeled ones
+    if n<=sample: return slice(None)
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:sample].to(given.device)
+    return torch.cat([rows, (given>=0).nonzero()[:,0]]).unique()
+
+def _best_start(fits, logits, y): # the largest objective among those that get the labels right as often as the best, up to chance
+    if not len(y): return max(fits, key=lambda n: fits[n][2])
+    right = {n: float((logits(mu).argmax(1)==y).float().mean()) for n,(_,mu,_) in fits.items()}
+    p = (max(right.values())*len(y)+1)/(len(y)+2)
+    least = max(right.values()) - 2*(2*p*(1-p)/len(y))**.5
+    return max((n for n in fits if right[n]>=least), key=lambda n: fits[n][2])
+
+def _class_means(U, y, C): # (C,d') unit norm; zeros for a class without labels
+    return F.normalize(U.new_zeros(C, U.shape[1]).index_add_(0, y[y>=0], U[y>=0]), dim=1)
+
 # %% ../nbs/05_pseudolabels.ipynb #70cb0d3e
 def mixture(
     z, # (N,C) text scores, z-scored (`centered_scores`)
@@ -397,17 +413,22 @@ def mixture(
     starts=STARTS, # which starts to try
     seed:int=0, # of k-means and of the sample
     sample:int=10_000, # a larger pool chooses its start on a random part of this size
+    given=None, # (N,) class of labeled images, -1 elsewhere: they keep it, and say which start named the groups right
 )->Mixture:
     "Label images by text and by likeness at once, without training."
     z = _checked(z, 'z')
     if len(U)!=len(z): raise ValueError(f'expected features of the same images as the scores, got {len(U)} and {len(z)}')
-    assign = (lambda l: sinkhorn(l, prior)) if balanced else (lambda l: l.softmax(1))
-    part = slice(None) if len(z)<=sample else torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:sample].to(z.device)
-    start = starting_logits(starts, z[part], U[part], seed) or {'plain': z[part]}
-    fits = {n: run_mixture(s, z[part], U[part], kappa, weight, rounds, assign) for n,s in start.items()}
-    best = max(fits, key=lambda n: fits[n][2])
+    given = torch.full((len(z),), -1, device=z.device) if given is None else torch.as_tensor(given, device=z.device)
+    base = (lambda l: sinkhorn(l, prior)) if balanced else (lambda l: l.softmax(1))
+    assign = lambda g: base if (g<0).all() else lambda l: torch.where(g[:,None]<0, base(l), F.one_hot(g.clamp(min=0), l.shape[1]).to(l))
+    part = _part(len(z), sample, given, seed)
+    y,zp,Up = given[part],z[part],U[part]
+    start = starting_logits(starts, zp, Up, seed) or {'plain': zp}
+    if (y>=0).any(): start['labels'] = zp + kappa*Up@_class_means(Up, y, z.shape[1]).T
+    fits = {n: run_mixture(s, zp, Up, kappa, weight, rounds, assign(y)) for n,s in start.items()}
+    best = _best_start(fits, lambda mu: weight*zp[y>=0] + kappa*Up[y>=0]@mu.T, y[y>=0])
     q,mu,J = fits[best]
-    if len(z)>sample: q,mu,J = run_mixture(weight*z + kappa*U@mu.T, z, U, kappa, weight, 2, assign)
+    if len(z)>sample: q,mu,J = run_mixture(weight*z + kappa*U@mu.T, z, U, kappa, weight, 2, assign(given))
     return Mixture(q, mu, kappa, weight, J, best, {n: f[2] for n,f in fits.items()})
 
 # %% ../nbs/05_pseudolabels.ipynb #9d235fc9

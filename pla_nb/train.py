@@ -186,6 +186,8 @@ def first_labels(
     q,l = F.one_hot(given.clamp(min=0), len(admissible)).to(z),z[free][:,admissible]
     if cfg.start=='mixture':
         s = sharpen(u, nbrs, cfg.hops)
+        if admissible.all() and not free.all(): # labels name the groups (SSL)
+            return mixture(z, s, cfg.kappa, cfg.text_weight, balanced=cfg.balance, prior=prior, starts=STARTS[:5], seed=cfg.seed, given=given).q
         soft = mixture(l, s[free], cfg.kappa, cfg.text_weight, balanced=cfg.balance, prior=None if prior is None else prior[admissible], starts=STARTS[:5], seed=cfg.seed).q
     else: soft = l.softmax(1)
     q[free] = soft.new_zeros(len(l), len(admissible)).index_copy_(1, admissible.nonzero()[:,0], soft)

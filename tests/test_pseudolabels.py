@@ -269,3 +269,34 @@ def test_growth_ends(args, ends):
 def test_growth_never_shrinks(k0, n, rho, epochs):
     k = [growth(k0, n, rho, epochs)(e) for e in range(epochs+1)]
     assert k[0]==k0 and all(a<=b for a,b in zip(k, k[1:])) and k[-1]==max(k0, min(1000, int(rho*n+1e-9)))
+
+# labels in a mixture
+
+def _traded(seed, n=240, C=4):
+    "Groups of images whose names are traded in the texts"
+    g = torch.Generator().manual_seed(seed)
+    centre = F.normalize(torch.randn(C, 32, generator=g), dim=1)
+    y = torch.arange(n)%C
+    U = F.normalize(centre[y]+.5*torch.randn(n, 32, generator=g)/32**.5, dim=1)
+    return zscore((centre.roll(1, 0)[y]@centre.T)+.05*torch.randn(n, C, generator=g)),U,y
+
+@pytest.mark.parametrize('seed', range(3))
+def test_a_few_labels_name_the_groups(seed):
+    z,U,y = _traded(seed)
+    given = torch.full_like(y, -1)
+    given[:8] = y[:8] # two of each class
+    without,m = mixture(z, U, seed=seed),mixture(z, U, seed=seed, given=given)
+    assert (without.q.argmax(1)==y).float().mean()<.1 and (m.q.argmax(1)==y).float().mean()>.95 and m.start=='labels'
+    assert torch.equal(m.q[:8], F.one_hot(y[:8], 4).float())
+
+def test_no_labels_change_nothing():
+    z,U,y = _traded(0)
+    a,b = mixture(z, U),mixture(z, U, given=torch.full_like(y, -1))
+    assert torch.equal(a.q, b.q) and a.objectives==b.objectives
+
+def test_labels_are_heard_in_a_large_pool():
+    z,U,y = _traded(1)
+    given = torch.full_like(y, -1)
+    given[-8:] = y[-8:]
+    m = mixture(z, U, given=given, sample=60)
+    assert (m.q.argmax(1)==y).float().mean()>.95 and torch.equal(m.q[-8:], F.one_hot(y[-8:], 4).float())
