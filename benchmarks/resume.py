@@ -84,7 +84,7 @@ def main(kills, seed, out):
     with tempfile.TemporaryDirectory() as tmp:
         whole = {}
         for i in range(kills):
-            c,place = i%len(CASES),PLACES[i//len(CASES)%len(PLACES)]
+            c,place = i%len(CASES),PLACES[(i+i//len(CASES))%len(PLACES)]
             folder = Path(tmp)/f'{i}'
             if c not in whole:
                 if run(parts, CASES[c], Path(tmp)/f'whole{c}'): raise SystemExit('the undisturbed run failed')

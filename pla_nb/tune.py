@@ -761,6 +761,7 @@ def _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, view
     T0 = prompts.frozen_texts() if T0 is None else T0
     V,T0,U = _checked_features(f.V.to(vlm.device), T0, f.U if cfg.vision else None)
     given,lab,admissible = _checked_labels(labeled, seen, *map(len, (V, T0)), V.device)
+    if cfg.k is None: cfg = replace(cfg, k=max(1, int((given<0).sum())//int(admissible.sum())))
     sel,soft,prior,near = _first(V, T0, U, cfg, first, given, admissible, ranking, vlm.logit_scale)
     source = PixelViews(pool, vlm.preprocess, vlm.device) if cfg.dial=='maple' else FeatureViews(V, [o.V.to(V) for o in views], near, cfg)
     with torch.random.fork_rng(devices=[]): # the caller's random numbers stay as they are
