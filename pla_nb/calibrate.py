@@ -334,7 +334,7 @@ def view_agreement(
 def cluster_agreement(
     logits, # (N,C) of the pool, or (N,) predicted classes
     X:Tensor, # (N,d) image features of the pool, unit norm, those that carry the look of images
-    runs:int=8, # halves of the pool to cluster
+    runs:int=32, # halves of the pool to cluster; with few, luck decides
     seed:int=0, # of halves and clusters
 )->float: # share of images whose cluster says the same; an estimate of the accuracy
     "How often clusterings of halves of the pool say what the model says."

@@ -19,6 +19,7 @@ from safetensors.torch import load as from_safetensors, save as to_safetensors
 from . import __version__
 from .align import Diagnosis, choose_descriptions, diagnose, spherical_kmeans
 from .backbones import VLM, pick_device
+from .calibrate import TemperatureScaler, cluster_agreement, prediction_sets, unlabeled_temperature
 from .data import ArrayImages, FileImages, Task, decode, to_rgb
 from .describe import ClassText, Descriptions, FromFile, describe
 from .evaluate import Changed, Mended, Metrics, Report, evaluate as metrics
@@ -27,6 +28,7 @@ from .pixels import pixels
 from .prompts import Prompted, prompts_for
 from .pseudolabels import STARTS, VisionSpace, centered_scores, mixture, neighbours, strategy, zscore
 from .train import CAPConfig, Ensemble, Evidence, Head, HeadLearner, fit_head, fit_strategy, pool_prior, sharpen
+from .trust import Trust, trust as judged
 from .tune import PromptHead, PromptLearner, fit_prompts
 
 # %% ../nbs/11_classifier.ipynb #6903e117
@@ -266,7 +268,9 @@ def fit(self:CAP,
     about = dict(library=f'pla_nb {__version__}', vlm=vlm.name, images=len(f), paradigm=task.paradigm, task=task.name,
                  mismatched=list(diagnosis.mismatched), timings={k: round(v, 2) for k,v in times.items()}, context=context)
     run = dict(fit=fit, diagnosis=diagnosis, features=f, descriptions=texts, before=before, after=fit.last.argmax(1).cpu(), name_scores=_name_scores(g.V, zero, T, fit.last, task.classes, chosen))
-    return Classifier(_with_prompts(vlm, fit.head), list(task.classes), fit.head, chosen, 1., about, run)
+    clf = Classifier(_with_prompts(vlm, fit.head), list(task.classes), fit.head, chosen, 1., about, run)
+    clf.temperature,about['calibration'] = _guessed_temperature(clf, g, start)
+    return clf
 
 # %% ../nbs/11_classifier.ipynb #825098f1
 class _Start:
@@ -303,6 +307,15 @@ def _train(vlm, f, T, chosen, cfg, start, regulariser, checkpoint, progress, cal
     if cfg.dial=='features': learner = HeadLearner(f.V, T, f.U, cfg, regulariser, start.evidence.space)
     else: learner = PromptLearner(vlm, f, cfg, chosen, T, pool, regulariser)
     return fit_strategy(strategy(cfg.strategy), learner, learner.zero_shot(), seed=cfg.seed, **both)
+
+def _guessed_temperature(clf, f, start):
+    "A temperature without labels, and how it came about"
+    try:
+        if isinstance(clf.vlm, Prompted): logits = clf.run['fit'].last.clamp(min=1e-12).log() # the features of the pool have changed
+        else: logits = clf.logits(f.V, f.U)
+        share = cluster_agreement(logits, start.u, seed=start.cfg.seed)
+        return unlabeled_temperature(logits, share).temperature,f'a temperature guessed without labels, from how often clusters agree with the answers ({share:.0%})'
+    except ValueError: return 1.,'' # too few images, or clusters that say nothing
 
 def _with_prompts(vlm, head):
     "The model with which images are to be encoded"
@@ -373,6 +386,54 @@ def _to_mine(task, classes):
     if not any(c in where for c in task.classes): raise ValueError(f"the task's classes ({', '.join(task.classes[:5])}, …) are not those of the classifier ({', '.join(classes[:5])}, …)")
     return np.array([where.get(task.classes[t], -1) if t>=0 else -1 for t in task.targets])
 
+# %% ../nbs/11_classifier.ipynb #847a1220
+@patch
+def calibrate(self:Classifier,
+    task:Task, # labeled images that were not trained on
+    progress:bool=False,
+    cache=None, # folder for features
+)->Classifier: # itself
+    "Fit the temperature to labeled images"
+    logits,y,_ = self._judged(task, progress, cache)
+    if y is None or not (y>=0).any(): raise ValueError(f'calibration needs labeled images, got {len(logits)} without labels: label some with review(), or keep the guessed temperature')
+    scaler = TemperatureScaler().fit(logits, y)
+    self.temperature,self.about['calibration'] = scaler.temperature,f'a temperature fitted to {scaler.n} labeled images'
+    return self
+
+@patch
+def predict_sets(self:Classifier,
+    images, # path, PIL image, array, list of them, folder, image source or Task
+    labeled:Task, # labeled images that were not trained on
+    coverage:float=.9, # share of images whose set is to hold the truth
+    progress:bool=False,
+    cache=None, # folder for features
+): # list of class names, the likeliest first; for a single image one such list
+    "Sets of classes that hold the truth as often as promised (split-conformal, needs the extra `conformal`)"
+    logits,y,_ = self._judged(labeled, progress, cache)
+    if y is None: raise ValueError('prediction sets need labeled images, got none: label some with review()')
+    p = self.predict_proba(images, progress, cache)
+    rows = p[None] if p.ndim==1 else p
+    sets = prediction_sets((logits/self.temperature).softmax(1).cpu().numpy(), y, rows, coverage)
+    out = [[self.classes[i] for i in r.argsort()[::-1] if o[i]] for r,o in zip(rows, sets)]
+    return out[0] if p.ndim==1 else out
+
+@patch
+def trust(self:Classifier,
+    task:Task, # images that were not trained on, best with labels
+    progress:bool=False,
+    cache=None, # folder for features
+)->Trust:
+    "What the confidence is worth, in words and numbers"
+    logits,y,f = self._judged(task, progress, cache)
+    return judged((logits/self.temperature).softmax(1).cpu().numpy(), y, self.classes, images=f'images of {task.name or "a task"}', how=self.about.get('calibration', ''))
+
+@patch
+def _judged(self:Classifier, task, progress, cache):
+    "Logits of a task, its classes as mine (None: no labels), its features"
+    f = features(self.vlm, task, progress=progress, cache=cache)
+    y = None if f.task.targets is None else _to_mine(f.task, self.classes)
+    return self.logits(f.V, f.U),y,f
+
 # %% ../nbs/11_classifier.ipynb #71313f5b
 @patch
 def report(self:Classifier,
@@ -397,13 +458,18 @@ def report(self:Classifier,
         labelled = m['adapted'].accuracy is not None
         r |= dict(metrics=m, n=m['adapted'].n, measured_on='held-out images')
         if labelled: r |= dict(recall_before=m['zero-shot'].recall, recall_after=m['adapted'].recall, confusion=m['zero-shot'].pairs, confusion_from='labels of the held-out images')
+    if test is not None: r['trust'] = self.about['trust'] = self.trust(test, progress, cache).to_dict()
+    elif 'trust' in self.about: r['trust'] = self.about['trust']
+    elif run and not isinstance(self.vlm, Prompted): # nothing is known about right and wrong, and that has to be said
+        p = (self.logits(run['features'].V, run['features'].U)/self.temperature).softmax(1)
+        r['trust'] = judged(p.cpu().numpy(), None, C, images='the pool itself', how=self.about.get('calibration', '')).to_dict()
     r['mended'] = _mended(self, m)
     r = Report(**r)
     if path: r.save(path)
     return r
 
 # %% ../nbs/11_classifier.ipynb #19dbcc57
-def _settings(clf): return {**{k: v for k,v in clf.about.items() if k not in ('timings','mismatched','folder')}, **asdict(clf.head.cfg)}
+def _settings(clf): return {**{k: v for k,v in clf.about.items() if k not in ('timings','mismatched','folder','trust')}, **asdict(clf.head.cfg)}
 
 def _mended(clf, m):
     "Described classes; the misnamed ones first, with scores of name and sentence and recalls where known"
@@ -530,13 +596,20 @@ A zero-shot classifier of {len(clf.classes)} classes, adapted to {a.get('images'
 
 - Backbone: {clf.base.name}, not included.
 - Names that no group of images answered to: {', '.join(a.get('mismatched', [])) or 'none'}.
-- Its probabilities were not calibrated on labelled images (temperature {clf.temperature:g}): do not read them as chances before you have checked them.
 - Trained: {_trained(clf.head.cfg)}.
+
+{_confidence(clf)}
 
 | class | described as |
 |---|---|
 {rows}
 """
+
+def _confidence(clf):
+    "What is known about the probabilities"
+    if 'trust' in clf.about: return Trust.from_dict(clf.about['trust']).to_markdown()
+    how = clf.about.get('calibration') or 'as they came out of training'
+    return f'## Confidence\n\nNot checked on labeled images: do not read probabilities as chances before you have. They are {how}.'
 
 # %% ../nbs/11_classifier.ipynb #25f27289
 @patch(cls_method=True)

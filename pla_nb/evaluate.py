@@ -778,6 +778,7 @@ class Report:
     settings: dict = field(default_factory=dict)
     timings: dict = field(default_factory=dict) # stage -> seconds
     warnings: list = field(default_factory=list) # sentences
+    trust: dict = None # of `Trust.to_dict`: what the confidence is worth
     reuse: str = '' # code that uses the saved classifier
 
     def __post_init__(self):
@@ -1052,7 +1053,13 @@ _CSS = '''
 def _body(r):
     "The page's content in one `<main>`"
     pairs = f'<div class="cols">{_metrics(r)}{_counts(r)}</div>', _mended(r), f'<div class="cols">{_confused(r)}{_classes(r)}</div>'
-    return f'<main class="pla">{_hero(r)}{"".join(pairs)}{_images(r)}{_how(r)}</main>'
+    return f'<main class="pla">{_hero(r)}{"".join(pairs)}{_trust(r)}{_images(r)}{_how(r)}</main>'
+
+def _trust(r):
+    "What confidence is worth"
+    if not r.trust: return ''
+    from pla_nb.trust import Trust # that room builds on this one
+    return f'<section>{Trust.from_dict(r.trust).to_html()}</section>'
 
 # %% ../nbs/09_evaluate.ipynb #e4abc3c0
 @patch

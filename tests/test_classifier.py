@@ -365,3 +365,35 @@ def test_a_dial_that_the_model_has_no_place_for(vlm, task):
 
 def test_checkpoint_where_none_is_written(vlm, task, tmp_path):
     with pytest.warns(UserWarning, match='no checkpoint'): CAP(vlm, epochs=1).fit(task, progress=False, checkpoint=tmp_path)
+
+# confidence
+
+@pytest.fixture(scope='module')
+def labeled(): return colored()
+
+def test_confidence_can_be_fitted_to_labels_and_is_kept(vlm, task, labeled, tmp_path):
+    clf = fit(vlm, task)
+    before = clf.predict(labeled)
+    clf.calibrate(labeled.subset(range(0, 40, 2)))
+    assert clf.predict(labeled)==before and 'fitted to 20 labeled images' in clf.about['calibration']
+    t = clf.trust(labeled)
+    assert t.checked==40 and t.how==clf.about['calibration']
+    clf.report(labeled)
+    again = Classifier.load(clf.save(tmp_path/'clf'), vlm)
+    assert again.temperature==clf.temperature and '40 images of' in (tmp_path/'clf'/'README.md').read_text()
+    assert again.report().trust==clf.about['trust'] # what was checked is still known
+
+def test_confidence_without_labels_says_so(vlm, task, tmp_path):
+    clf = fit(vlm, task)
+    bare = Task(task.images, task.classes)
+    with pytest.raises(ValueError, match='needs labeled images'): clf.calibrate(bare)
+    with pytest.raises(ValueError, match='need labeled images'): clf.predict_sets(task.images[0], bare)
+    assert clf.trust(bare).checked==0 and 'Not checked' in clf.report().to_html()
+    assert 'Not checked on labeled images' in (clf.save(tmp_path/'clf')/'README.md').read_text()
+
+def test_sets_hold_the_answer(vlm, task, labeled):
+    pytest.importorskip('mapie')
+    clf = fit(vlm, task)
+    sets = clf.predict_sets(task, labeled, .8)
+    assert len(sets)==40 and all(o[0]==p for o,p in zip(sets, clf.predict(task)) if o)
+    assert clf.predict_sets(task.images[0], labeled, .8)==sets[0]
