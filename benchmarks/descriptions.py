@@ -9,39 +9,27 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import numpy as np, torch
-import torch.nn.functional as F
 from pla_nb.all import *
-from pla_nb.classifier import choose_by_support, embed_candidates
+from pla_nb.classifier import RULES, choose_texts, embed_candidates
 from accuracy import Case, tasks
 import ledger
 
 KEY = ['dataset','engine','choice','seed']
 
-def unit(x): return F.normalize(x, dim=-1)
-
-def features_of(c, words, cands, choice, seed):
+def features_of(c, cands, choice, seed):
     "(C,d) class texts under a rule of choice"
     if choice=='names': return c.zero
-    if choice=='first': return unit(torch.stack([o[0] for o in cands]))
-    if choice=='mean': return unit(torch.stack([unit(o).mean(0) for o in cands]))
-    if choice=='support':
-        ev = Evidence.fit(c.f.V, c.zero, c.f.U); u = ev.vision(c.f.V, c.f.U)
-        return choose_by_support(c.f.V, sharpen(u, neighbours(u, 16)), cands, CAPConfig(seed=seed), 'support')[0]
-    # 'paper': nearest to any cluster; 'one-to-one': every cluster to one class. Both sides are centred.
-    V,centre = unit(c.f.V-c.f.V.mean(0)),c.zero.mean(0)
-    k = spherical_kmeans(VisionSpace.fit(c.f.U)(c.f.U), len(c.classes), seed)
-    prototypes = unit(torch.zeros(len(c.classes), V.shape[1]).index_add_(0, k.assign, V))
-    pick,_ = choose_descriptions([unit(o-centre) for o in cands], prototypes, how=choice)
-    return unit(torch.stack([o[j] for o,j in zip(cands, pick)]))
+    ev = Evidence.fit(c.f.V, c.zero, c.f.U); u = ev.vision(c.f.V, c.f.U)
+    return choose_texts(c.f.V, sharpen(u, neighbours(u, 16)), cands, CAPConfig(seed=seed), choice, u, c.zero).T
 
 def rows(c, seeds, only=''):
     for engine in c.texts:
         if only not in engine: continue
         named = c.said(engine) is None
-        for choice in ('names',) if named else ('first','mean','paper','one-to-one','support'):
+        for choice in ('names',) if named else RULES:
             for seed in range(seeds):
-                words,cands = embed_candidates(c.vlm, c.classes, c.said(engine, seed))
-                T = features_of(c, words, cands, choice, seed)
+                cands = embed_candidates(c.vlm, c.classes, c.said(engine, seed))[1]
+                T = features_of(c, cands, choice, seed)
                 m = evaluate((c.vlm.logit_scale*c.test.V@T.T).softmax(1).numpy(), c.y, c.classes)
                 wrong = [c.classes.index(o) for o in c.diagnosis.mismatched]
                 fit = fit_head(c.f.V, T, c.f.U, CAPConfig(seed=seed), progress=False)
@@ -57,7 +45,6 @@ if __name__=='__main__':
     vlm = VLM('starter')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only or not tasks(name): continue
-        out = []
         for r in rows(Case(name, vlm), a.seeds, a.engine):
-            out.append(r); print(*r.values(), flush=True)
-        ledger.append('descriptions.csv', out, KEY)
+            print(*r.values(), flush=True)
+            ledger.append('descriptions.csv', [r], KEY) # what was measured is kept when a run is stopped

@@ -1,7 +1,10 @@
 "Rows of measurements in CSV files: every number quoted in README or docs comes from here."
-import csv, os, platform, resource, sys
+import csv, os, platform, resource, sys, tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from pla_nb.data import atomic_write
+try: import fcntl
+except ImportError: fcntl = None # not on Windows
 
 RESULTS = Path(__file__).parent/'results'
 SPEED = ['what','n','d','c','seconds','peak_mb','device']
@@ -20,6 +23,16 @@ def append(
     key_columns: list, # columns that tell what a row measures
 ) -> list: # all rows
     "Add rows to a ledger; a row with the same key is replaced where it stands"
+    with _alone(RESULTS/file): return _append(file, rows, key_columns)
+
+@contextmanager
+def _alone(path): # two benchmarks may write one ledger
+    if fcntl is None: yield; return
+    with open(Path(tempfile.gettempdir())/f'{path.name}.lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+def _append(file, rows, key_columns):
     old,text = read(file),lambda row: {k: '' if v is None else f'{v:.4g}' if isinstance(v, float) else str(v) for k,v in row.items()}
     table = {tuple(o.get(k, '') for k in key_columns): o for o in old}
     for row in map(text, rows): table[tuple(row.get(k, '') for k in key_columns)] = row

@@ -1,8 +1,8 @@
-"Everything that is quoted, measured again: python benchmarks/run.py [encode align pseudolabels describe accuracy descriptions]"
+"Everything that is quoted, measured again: python benchmarks/run.py [encode align pseudolabels describe accuracy descriptions longtail calibration review resume step_time]"
 import subprocess, sys
 from pathlib import Path
 
-ALL = ['encode','align','pseudolabels','describe','accuracy','descriptions']
+ALL = ['encode','align','pseudolabels','describe','accuracy','descriptions','longtail','calibration','review','resume','step_time']
 
 if __name__=='__main__':
     here,names = Path(__file__).parent,sys.argv[1:] or ALL

@@ -313,7 +313,7 @@ def _guessed_temperature(clf, f, start):
     try:
         if isinstance(clf.vlm, Prompted): logits = clf.run['fit'].last.clamp(min=1e-12).log() # the features of the pool have changed
         else: logits = clf.logits(f.V, f.U)
-        share = cluster_agreement(logits, start.u, seed=start.cfg.seed)
+        share = cluster_agreement(logits, start.u, runs=8, seed=start.cfg.seed)
         return unlabeled_temperature(logits, share).temperature,f'a temperature guessed without labels, from how often clusters agree with the answers ({share:.0%})'
     except ValueError: return 1.,'' # too few images, or clusters that say nothing
 

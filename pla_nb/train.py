@@ -32,13 +32,13 @@ class CAPConfig:
     grow: bool = True # more pseudolabels each epoch [paper]
     margin: float|None = None # m, logit units; 0 switches it off. None: 6 on features, else .12 times the logit scale [paper: 12 at 100]
     weighting: str = 'released' # of the margin: 'paper' δ, 'released' δ/(2-δ)
-    k: int = 16 # pseudolabels per class at the start [paper]
+    k: int|None = None # pseudolabels per class at the start. None: 16 [paper], for text a class's share of the pool
     rho: float = .8 # share of a class's images that are labeled at the end [code]
-    tau: float|None = None # confidence that the unlabeled loss asks for. None: .8 on features, else .85 [code]
-    epochs: int|None = None # None: 10 passes over the pool on features, else 50 times `steps` [code]
-    steps: int = 50 # steps of an epoch, prompts [code]
-    batch_size: int|None = None # images of each kind in a step. None: 256 on features, else 32 [code]
-    lr: float|None = None # SGD with momentum .9, cosine to 0. None: .1 on features, else .01 [code]
+    tau: float|None = None # confidence that the unlabeled loss asks for. None: .8 on features, 0 for text, .85 for maple [code]
+    epochs: int|None = None # None: 10 passes over the pool on features, for text 10 times `steps`, for maple 50 times [code]
+    steps: int|None = None # steps of an epoch, prompts. None: 50 [code], for text 15
+    batch_size: int|None = None # images of each kind in a step. None: 256, for maple 32 [code]
+    lr: float|None = None # SGD with momentum .9, cosine to 0. None: .1, for maple .01 [code]
     warmup: int = 50 # steps in which the rate of prompts rises from 0 [code]
     weight_decay: float = 0. # [code: .1]
     kappa: float = 20. # logit scale of the vision side
@@ -51,7 +51,7 @@ class CAPConfig:
     adapters: bool = True # bottleneck adapters, dropped after training [paper]
     shared_adapters: bool = False # one image adapter for both losses; False: independent ones [paper]
     hidden: int = 128 # width of their bottleneck [code]
-    residual: float = .1 # weight of what they add [code: .01]
+    residual: float|None = None # weight of what they add. None: .1 on features, else .01 [code]
     mix: float = .5 # strong view of features: most that is taken from a neighbour
     dropout: float = .3 # strong view of features: share of the feature dropped
     noise: float = .5 # strong view of features: length of the noise, against 1 of the feature
@@ -59,7 +59,8 @@ class CAPConfig:
     n_ctx: int|None = None # learned tokens. None: 16 for text [CoOp], 2 for maple [paper]
     depth: int = 8 # maple: layers with prompts [paper]
     update: str = 'merge' # of the pseudolabels of prompts: 'merge' chooses anew from all images, 'released' lets new ones push old ones out [code]
-    update_every: int = 5 # epochs between updates, prompts [code]
+    update_every: int|None = None # epochs between updates, prompts. None: 5 [code], for text 1
+    keep: float|None = None # prompts: weight of the first soft labels in all later ones. None: 2 after start='mixture', else 0 [paper]
     count: str = 'pool' # class ratio of prompts from the last view of every image ('pool'), or from the last 'epoch' only [code]
     restrict: bool = True # TRZSL: unlabeled images have unseen classes only; False: all [code]
     exclude_selected: bool = False # leave the pseudolabeled images out of the unlabeled loss [paper figure]
@@ -77,15 +78,18 @@ class CAPConfig:
 
     def resolved(self, logit_scale:float=100.)->'CAPConfig':
         "The same with the dial's defaults in place of None"
-        if self.dial=='features': own = dict(margin=6., tau=.8, epochs=10, batch_size=256, lr=.1, n_ctx=0)
-        else: own = dict(margin=.12*logit_scale, tau=.85, epochs=50, batch_size=32, lr=.01, n_ctx=16 if self.dial=='text' else 2)
+        own = dict(k=16, steps=50, update_every=5, batch_size=256, lr=.1, epochs=10, residual=.1, n_ctx=0, margin=6., tau=.8)
+        if self.dial!='features': own |= dict(margin=.12*logit_scale, residual=.01, keep=2. if self.start=='mixture' else 0.)
+        if self.dial=='text': own |= dict(k=None, steps=15, update_every=1, tau=0., n_ctx=16) # measured on Fashion-MNIST
+        if self.dial=='maple': own |= dict(batch_size=32, lr=.01, epochs=50, tau=.85, n_ctx=2)
         return replace(self, **{k: v for k,v in own.items() if getattr(self, k) is None})
 
     @classmethod
     def paper(cls, **kw)->'CAPConfig':
         "The switches that the paper describes"
-        return cls(**{**dict(start='zero-shot', balance=False, vision=False, weighting='paper', margin=12., tau=.85, hops=0,
-                             epochs=50, weight_decay=.1 if kw.get('dial', 'features')!='features' else 0., residual=.01, exclude_selected=True), **kw})
+        own = {} if kw.get('dial', 'features')=='features' else dict(lr=.01, batch_size=32, weight_decay=.1)
+        return cls(**{**dict(start='zero-shot', balance=False, vision=False, weighting='paper', margin=12., tau=.85, hops=0, epochs=50,
+                             steps=50, k=16, update_every=5, residual=.01, exclude_selected=True), **own, **kw})
 
     @classmethod
     def released(cls, **kw)->'CAPConfig':
@@ -135,6 +139,7 @@ class Head(nn.Module):
     ):
         super().__init__()
         C,r = prototypes.shape
+        cfg = cfg.resolved()
         self.evidence,self.cfg = evidence,cfg
         self.prototypes = nn.Parameter(F.normalize(prototypes, dim=1).clone())
         self.bias = nn.Parameter(torch.zeros(C, device=prototypes.device))

@@ -41,8 +41,8 @@ def fit(cfg, **kw):
 def start(cfg, labeled=None, seen=(), group=None, **kw):
     "A run at step 0"
     vlm,f,pool = parts()
-    a = dict(sentences=None, T0=None, first=None, ranking=None, views=(), regulariser=None, keep=None)|kw
-    return tune._start(vlm, f, cfg.resolved(vlm.logit_scale), a['sentences'], a['T0'], a['first'], labeled, seen, a['ranking'], pool if cfg.dial=='maple' else None, a['views'], a['regulariser'], a['keep'], group or OneProcess())
+    a = dict(sentences=None, T0=None, first=None, ranking=None, views=(), regulariser=None)|kw
+    return tune._start(vlm, f, cfg.resolved(vlm.logit_scale), a['sentences'], a['T0'], a['first'], labeled, seen, a['ranking'], pool if cfg.dial=='maple' else None, a['views'], a['regulariser'], group or OneProcess())
 def epoch(run):
     for _ in range(run.cfg.steps): run.advance()
 def targets(): return torch.tensor(parts()[1].task.targets)
@@ -241,8 +241,8 @@ def test_prior():
     close(r.last.mean(0).double(), torch.tensor(share), 5e-3)
 
 def test_first_labels_stay_in_later_ones():
-    for kw,keep in ((dict(), tune.KEEP), (dict(keep=.25), .25), (dict(keep=0.), 0.)):
-        run = start(config(balance=False), **kw)
+    for kw,keep in ((dict(), 2.), (dict(keep=.25), .25), (dict(keep=0.), 0.)):
+        run = start(config(balance=False, **kw))
         q = run.soft(run.pool_logits()[0].detach())
         close(q, (run.pool_logits()[0].detach()+keep*run.pool.soft.clamp(min=1e-4).log()).softmax(1), 1e-4)
     assert start(config(start='zero-shot')).pool.keep==0 # as in the paper
@@ -364,7 +364,7 @@ def test_learning_learns():
     "With the true classes as pseudolabels, the prompts fit them"
     y = targets()
     first = PseudoLabels(*(o[y.argsort()] for o in (torch.arange(60), y)), torch.ones(60), 10)
-    r = fit(config(grow=False, margin=0., adapters=False, tau=2., epochs=12, lr=3., update_every=99, batch_size=60), first=first, keep=0.)
+    r = fit(config(grow=False, margin=0., adapters=False, tau=2., epochs=12, lr=3., update_every=99, batch_size=60), first=first)
     assert r.history.pseudo.iloc[-1]<r.history.pseudo.iloc[0]-.08
 
 # stop and go on
