@@ -204,3 +204,23 @@ def test_small_demo(pla, tmp_path, monkeypatch):
     from pla_nb.evaluate import Report
     r = Report.load(tmp_path/'d'/'report.html')
     assert list(r.metrics)==['zero-shot','adapted'] and r.recall_after and list(r.summary) == ['zero-shot','adapted, names only','adapted, written descriptions','labels read']
+
+# other dials and strategies
+
+def test_prompts_from_the_shell(pla, train, tmp_path):
+    args = 'adapt', train, '--out', tmp_path/'c', '--dial', 'text', '--epochs', 1, '-c', 'steps=2', '-c', 'n_ctx=2', '--checkpoint', tmp_path/'state', '--quiet'
+    assert pla(*args)[0]==0 and (tmp_path/'state'/'prompts.safetensors').exists()
+    first = (tmp_path/'c'/'classifier.safetensors').read_bytes()
+    assert pla(*args)[0]==0 and (tmp_path/'c'/'classifier.safetensors').read_bytes()==first # goes on from the end
+    assert pla('predict', tmp_path/'c', next(train.rglob('*.png')))[0]==0
+
+def test_a_baseline_with_an_estimated_prior_from_the_shell(pla, train, test, tmp_path):
+    code,out,_ = pla('adapt', train, '--out', tmp_path/'c', '--strategy', 'cpl', '--test', test, '--epochs', 2)
+    assert code==0 and 'CPL' in (tmp_path/'c'/'README.md').read_text()
+    assert pla('adapt', train, '--out', tmp_path/'d', '--prior', 'estimate', '--choose', 'first', '--descriptions', 'fashion_mnist', '--epochs', 2)[0]==0
+    assert 'estimated from the images' in (tmp_path/'d'/'README.md').read_text()
+
+def test_settings_that_are_none_by_default_take_numbers(pla, train, tmp_path):
+    assert pla('adapt', train, '--out', tmp_path/'c', '-c', 'lr=.05', '-c', 'tau=.7', '-c', 'epochs=1', '--quiet')[0]==0
+    code,_,err = pla('adapt', train, '--out', tmp_path/'c', '-c', 'lr=fast')
+    assert code==2 and 'float' in err
