@@ -359,10 +359,10 @@ def test_without_loose_views_are_cut_from_the_square(tmp_path):
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=5), size=st.integers(1, 48), seed=st.integers(0, 99))
 def test_both_ways_of_resizing_agree(sizes, size, seed):
-    "All at once, as on a GPU, and one by one, as on the CPU: one level of 255 apart at most"
+    "All at once, as on a GPU, and one by one, as on the CPU, which rounds between its two passes: two levels of 255 apart at most, and seldom at all"
     g = gen(seed)
     parts = [torch.randint(0, 256, (h,w,3), generator=g, dtype=torch.uint8) for h,w in sizes]
     mirrored = torch.rand(len(parts), generator=g)<.5
     a,b = (f(parts, mirrored, size, torch.device('cpu')) for f in (room._views_one_by_one, room._views_at_once))
-    assert (a.int()-b.int()).abs().max()<=1
+    assert (a.int()-b.int()).abs().max()<=2
     if a.numel()>2000: assert (a!=b).float().mean()<.05

@@ -79,7 +79,7 @@ def test_permutation_equivariant(case, rnd):
 @given(pools())
 def test_only_order_counts(case):
     P, k = case
-    assert pairs(fpl(P, k))==pairs(fpl(2*P-5, k))
+    assert pairs(fpl(P, k))==pairs(fpl(4*P, k)) # exact in floats: a shift would merge small differences
 
 def test_ordered_best_first():
     P = torch.rand(300, 5, generator=rand(0)).softmax(1)
