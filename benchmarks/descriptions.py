@@ -1,6 +1,6 @@
 """What descriptions and the choice among them do, written to results/descriptions.csv. Labels are read only to score.
 
-    python benchmarks/descriptions.py [--seeds 3] [--only fashion_mnist]
+    python benchmarks/descriptions.py [--seeds 3] [--only fashion_mnist] [--file 'my model=descriptions.json']
 
 Zero-shot and recall are those of plain cosines; `accuracy_after` is CAP's, on held-out images.
 """
@@ -40,11 +40,17 @@ def rows(c, seeds, only=''):
 if __name__=='__main__':
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set'); a.add_argument('--engine', default='', help='only texts with this in their name')
+    a.add_argument('--file', default='', help='descriptions of another engine, as NAME=FILE.json; with --only')
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
     vlm = VLM('starter')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only or not tasks(name): continue
-        for r in rows(Case(name, vlm), a.seeds, a.engine):
+        c = Case(name, vlm)
+        if a.file:
+            engine,_,path = a.file.rpartition('=')
+            c.texts = {engine: [Descriptions.load(path)]}
+            c.texts[engine][0].path = None # the file stays as it is
+        for r in rows(c, a.seeds, a.engine):
             print(*r.values(), flush=True)
             ledger.append('descriptions.csv', [r], KEY) # what was measured is kept when a run is stopped
