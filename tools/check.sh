@@ -8,6 +8,7 @@ VENV=$(cd "$VENV" && pwd)
 PYTHON=${PYTHON:-python3}
 PATH="$VENV/bin:$PATH"
 export MPLBACKEND=agg
+export CI=${CI:-true} # the same generated examples in every run
 
 say() { echo "== [$SECONDS s] $*"; }
 
