@@ -247,11 +247,17 @@ def _create(oc, name, pretrained, seed, kw):
         with torch.random.fork_rng(devices=[]), _unlogged('No pretrained weights'):
             torch.manual_seed(seed)
             model = oc.create_model(name, pretrained=tag, pretrained_text=False, pretrained_image=False, **kw)
+            if not pretrained: _init_rest(model)
     except Exception as e:
         if not tag and ':' not in name: raise
         raise ModelUnavailable(f"could not get the weights {tag or ''!r} of {name} ({type(e).__name__}: {str(e)[:200]}). {_elsewhere}") from e
     if local: _load_local(oc, model, pretrained)
     return model
+
+def _init_rest(model):
+    "open_clip leaves this matrix of CoCa as it finds the memory: other numbers each time, some of them not numbers"
+    decoder = getattr(model, 'text_decoder', None)
+    if decoder is not None: torch.nn.init.normal_(decoder.text_projection, std=len(decoder.text_projection)**-.5)
 
 @contextmanager
 def _unlogged(text):

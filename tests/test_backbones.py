@@ -82,6 +82,23 @@ def test_key_is_the_content(clip):
     assert changed.key!=clip.key
     assert tiny(vision_cfg={**TINY['vision_cfg'], 'image_size': 48}).key!=clip.key
 
+@pytest.fixture
+def dirty_memory():
+    "Memory that is not written to holds NaN"
+    import torch.utils.deterministic as d
+    was,fill = torch.are_deterministic_algorithms_enabled(),d.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True); d.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(was); d.fill_uninitialized_memory = fill
+
+@pytest.mark.parametrize('name,kw', [('ViT-S-32', {}), ('coca_ViT-B-32', dict(multimodal_cfg=dict(context_length=76, vocab_size=49408, width=32, heads=2, layers=1)))])
+def test_a_seed_gives_every_weight(dirty_memory, name, kw):
+    text = dict(context_length=76, vocab_size=49408, width=48, heads=2, layers=2, embed_cls=True, output_tokens=True) if kw else TINY['text_cfg']
+    make = lambda: OpenClip(name, device='cpu', **{**TINY, 'text_cfg': text, **kw})
+    m = make()
+    assert all(v.isfinite().all() for v in m.model.state_dict().values() if v.is_floating_point())
+    assert make().key==m.key
+
 def test_random_weights_leave_the_rng_alone():
     torch.manual_seed(3); a = torch.rand(1)
     torch.manual_seed(3); tiny(); b = torch.rand(1)
