@@ -2,9 +2,9 @@
 
 Both take the same weights and the same 32 images of each kind (labeled, pseudolabeled, weak and strong view of unlabeled ones) and have to give the same loss.
 ours: `tune.step_losses`, that is the text tower once, cut behind the longest sentence, one forward pass with a graph and one without; bytes from `pixels`;
- the margin is refreshed from the features that the weak views left.
-released: the text tower for each of the four batches, at 77 positions; four forward passes of the image tower, each with a graph; files are decoded at each visit
- and transformed three times; the margin is refreshed with the whole model, batch by batch.
+ the margin is refreshed from the features that the weak views left; of the last image block only the token that is read.
+released: the text tower for each of the four batches, at 77 positions; four forward passes of the image tower, each with a graph and with all tokens in the last block;
+ files are decoded at each visit and transformed three times; the margin is refreshed with the whole model, batch by batch.
 A refresh is too long to be repeated: one batch of it is timed and counted as often as it occurs (16 images a class, every 50 steps).
 On a machine that others use, `--clock cpu` counts seconds of processor time, divided by the threads: what a clock would show if the machine were idle.
 Rows of dial 'maple, images only' are the part of those seconds that goes into reading and cutting images.
@@ -23,6 +23,7 @@ from sklearn.datasets import load_sample_image
 from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).parent))
 import ledger
+from pla_nb import prompts
 from pla_nb.backbones import OpenClip
 from pla_nb.data import FileImages
 from pla_nb.margin import margin_loss, margin_matrix, similarity_fusion
@@ -69,6 +70,16 @@ def setting(vlm, pool, C):
 
 def ours(s, pieces=False): return step_losses(s.ours, s.batch, s.M, 0.).total
 
+def every_token(f):
+    "The same with all tokens sent through the last block of the image tower, as the released code does"
+    def g(*args):
+        plain,prompts._is_plain = prompts._is_plain,lambda block: False
+        try: return f(*args)
+        finally: prompts._is_plain = plain
+    g.__name__ = f.__name__
+    return g
+
+@every_token
 def released(s, pieces=False): # pieces: gradients of each loss at once, for want of memory
     m,b,total = s.released,s.batch,0.
     guess = m.logits(m.images(b.weak), m.texts()[1], m.main).argmax(1)
@@ -104,6 +115,7 @@ def refresh_ours(s, C):
     W = V.new_zeros(C, V.shape[1]).index_add_(0, y, m.main(V))
     return margin_matrix(similarity_fusion(m.texts()[0], W), torch.rand(C))
 
+@every_token
 @torch.no_grad()
 def refresh_released(s, images, p):
     "One batch of the margin pass: both towers, images decoded again"

@@ -16,17 +16,30 @@ from torch.utils.checkpoint import checkpoint
 from .backbones import Backbone, _hash, _hash_weights
 
 # %% ../nbs/07_prompts.ipynb #82697060
-def _blocks(transformer, x, mask=None, deep=(), at=0):
-    "The blocks of an open_clip transformer; before block i>0, `deep[i-1]` overwrites the tokens from `at` on"
+def _blocks(transformer, x, mask=None, deep=(), at=0, read=None):
+    "The blocks of an open_clip transformer; before block i>0, `deep[i-1]` overwrites the tokens from `at` on. Of the result, the first `read` tokens; None: all"
+    last = transformer.resblocks[-1]
+    cut = read is not None and mask is None and _is_plain(last) and transformer.batch_first and not transformer.grad_checkpointing
     for i,block in enumerate(transformer.resblocks):
         if 0<i<=len(deep): x = _overwrite(x, deep[i-1], at)
-        x = _block(transformer, block, x, mask)
-    return x
+        x = _first_tokens(block, x, read) if cut and block is last else _block(transformer, block, x, mask)
+    return x[:,:read]
 
 def _block(transformer, block, x, mask):
     if not transformer.batch_first: return block(x.transpose(0,1), attn_mask=mask).transpose(0,1)
     if transformer.grad_checkpointing and torch.is_grad_enabled(): return checkpoint(block, x, attn_mask=mask, use_reentrant=False)
     return block(x, attn_mask=mask)
+
+# %% ../nbs/07_prompts.ipynb #5069aea0
+def _is_plain(block):
+    from open_clip.transformer import ResidualAttentionBlock
+    return type(block) is ResidualAttentionBlock # others add norms of their own
+
+def _first_tokens(block, x, n):
+    "The first n tokens after a block, which look at all the others"
+    y = block.ln_1(x)
+    x = x[:,:n] + block.ls_1(block.attention(y[:,:n], y, y))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../nbs/07_prompts.ipynb #6fd49b6b
 def _overwrite(x, v, at):
@@ -43,8 +56,9 @@ def _prompted_images(vlm, batch, ctx, deep=()):
         n = x.shape[1]
         # `_embeds` ends with ln_pre, which looks at each token alone
         p = visual.ln_pre(ctx).to(x.dtype).expand(len(x), -1, -1)
-        x = _blocks(visual.transformer, torch.cat([x, p], 1), deep=deep, at=n)
-        U = visual._pool(x[:,:n])[0]
+        read = 1 if visual.pool_type=='tok' and visual.attn_pool is None else n
+        x = _blocks(visual.transformer, torch.cat([x, p], 1), deep=deep, at=n, read=read)
+        U = visual._pool(x)[0]
         return (U, None) if visual.proj is None else (U@visual.proj, U)
 
 # %% ../nbs/07_prompts.ipynb #1a9b2008
