@@ -156,7 +156,7 @@ if __name__=='__main__':
     a.add_argument('--missing', action='store_true', help='only what the ledger lacks')
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
-    vlm = VLM('starter')
+    vlm = VLM('starter', precision='fp32')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only: continue
         if not tasks(name): print(f'{name}: no photos in {SHARED}, skipped'); continue

@@ -175,7 +175,7 @@ if __name__=='__main__':
     a.add_argument('--part', default='', help='prompts, cap or sets'); a.add_argument('--method', default='', help='only methods that contain this')
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
-    vlm = VLM('starter')
+    vlm = VLM('starter', precision='fp32')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only: continue
         if not tasks(name): print(f'{name}: no photos here, skipped'); continue

@@ -43,7 +43,7 @@ if __name__=='__main__':
     a.add_argument('--file', default='', help='descriptions of another engine, as NAME=FILE.json; with --only')
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
-    vlm = VLM('starter')
+    vlm = VLM('starter', precision='fp32')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only or not tasks(name): continue
         c = Case(name, vlm)

@@ -84,7 +84,7 @@ if __name__=='__main__':
     a.add_argument('--seeds', type=int, default=3); a.add_argument('--only', default='', help='one data set'); a.add_argument('--method', default='', help='only rows that contain this'); a.add_argument('--imbalance', type=int, nargs='*', default=[1,10,50])
     a = a.parse_args()
     torch.set_num_threads(1); torch.set_flush_denormal(True); warnings.simplefilter('ignore')
-    vlm = VLM('starter')
+    vlm = VLM('starter', precision='fp32')
     for name in ('fashion_mnist','caltech101'):
         if a.only and name!=a.only: continue
         if not tasks(name): print(f'{name}: photos not found, skipped'); continue

@@ -33,7 +33,7 @@ def answered(clf, t, truth):
         return r.to_task(checks=True)
 
 def run(seeds, n, skip=False):
-    vlm = VLM('starter')
+    vlm = VLM('starter', precision='fp32')
     pool,test = features(vlm, fashion_mnist('pool')),features(vlm, fashion_mnist('test'))
     for seed in range(seeds):
         idx = np.random.default_rng(seed).permutation(len(pool))[:n]

@@ -27,7 +27,7 @@ from .features import features
 from .pixels import pixels
 from .prompts import Prompted, prompts_for
 from .pseudolabels import STARTS, VisionSpace, centered_scores, mixture, neighbours, strategy, zscore
-from .train import CAPConfig, Ensemble, Evidence, Head, HeadLearner, fit_head, fit_strategy, pool_prior, sharpen
+from .train import CAPConfig, Ensemble, Evidence, Head, HeadLearner, _checked_labels, fit_head, fit_strategy, pool_prior, sharpen
 from .trust import Trust, trust as judged
 from .tune import PromptHead, PromptLearner, fit_prompts
 
@@ -286,24 +286,30 @@ class _Start:
     @cached_property
     def sharp(self): return sharpen(self.u, self.nbrs, self.cfg.hops)
     @cached_property
-    def prior(self):
-        none = torch.full((len(self.u),), -1, device=self.u.device)
-        return pool_prior(self.f.V, self.u, self.evidence, self.cfg, self.nbrs, none, torch.ones(len(self.zero), dtype=torch.bool, device=self.u.device))
+    def prior(self): return self.shares(self.zero)
+    def shares(self, T, labeled=None, seen=()):
+        "(C,) shares of the classes by these texts; None: equal"
+        given,_,admissible = _checked_labels(labeled, seen, len(self.u), len(T), self.u.device)
+        evidence = Evidence.fit(self.f.V, T, self.f.U if self.cfg.vision else None, space=self.evidence.space)
+        return pool_prior(self.f.V, self.u, evidence, self.cfg, self.nbrs, given, admissible)
 
 def _train(vlm, f, T, chosen, cfg, start, regulariser, checkpoint, progress, callback, cache):
     "What the dial and the strategy ask for"
     task,classes = f.task,f.task.classes
-    both = dict(labeled=_labeled(task), seen=[classes.index(c) for c in task.seen], progress=progress, callback=callback)
+    known = dict(labeled=_labeled(task), seen=[classes.index(c) for c in task.seen])
+    both = known|dict(progress=progress, callback=callback)
+    shares = start.shares(T, **known) if cfg.strategy=='cap' else None
+    if shares is None: cfg = replace(cfg, prior='uniform')
     # CAP: descriptions replace the first lists of their classes
     ranking = {classes.index(c): f.V@T[classes.index(c)] for c in chosen}
     pool = pixels(task, vlm.preprocess, cache, loose=256*vlm.preprocess.size//224, progress=progress) if cfg.dial=='maple' else None
     if cfg.dial=='features' and cfg.strategy=='cap':
         # the first labels are those that chose the texts, unless labels or other shares have to be heard
-        first = start.q if task.paradigm=='UL' and cfg.start=='mixture' and cfg.prior=='uniform' else None
-        return fit_head(f.V, T, f.U, cfg, ranking=ranking, regulariser=regulariser, first=first, nbrs=start.nbrs, space=start.evidence.space, **both)
+        first = start.q if task.paradigm=='UL' and cfg.start=='mixture' and shares is None and start.prior is None else None
+        return fit_head(f.V, T, f.U, cfg, ranking=ranking, regulariser=regulariser, first=first, nbrs=start.nbrs, space=start.evidence.space, prior=shares, **both)
     if cfg.strategy=='cap':
         views = [features(vlm, task, cache, progress=progress, augment='crop-flip', seed=s) for s in range(cfg.views)] if cfg.dial=='text' else ()
-        return fit_prompts(vlm, f, cfg, chosen, T, ranking=ranking, pool=pool, views=views, regulariser=regulariser, checkpoint=checkpoint, **both)
+        return fit_prompts(vlm, f, cfg, chosen, T, ranking=ranking, pool=pool, views=views, regulariser=regulariser, checkpoint=checkpoint, prior=shares, **both)
     if cfg.dial=='features': learner = HeadLearner(f.V, T, f.U, cfg, regulariser, start.evidence.space)
     else: learner = PromptLearner(vlm, f, cfg, chosen, T, pool, regulariser)
     return fit_strategy(strategy(cfg.strategy), learner, learner.zero_shot(), seed=cfg.seed, **both)
@@ -502,7 +508,7 @@ def _soft_pairs(confusion, classes, n=60):
 def _warnings(run, about):
     f,out = run['features'],[]
     if f.skipped: out.append(f"{len(f.skipped)} unreadable images were left out: {', '.join(f.skipped[:5])}{', …' if len(f.skipped)>5 else ''}")
-    if run['fit'].head.cfg.strategy=='cap' and run['fit'].head.cfg.balance and run['fit'].head.cfg.prior=='uniform': out.append('Pseudolabels were balanced: this presumes that the classes are about equally frequent among the images. If they are not, set prior="estimate".')
+    if run['fit'].head.cfg.strategy=='cap' and run['fit'].head.cfg.balance and run['fit'].head.cfg.prior=='uniform': out.append('Pseudolabels were balanced: this presumes that the classes are about equally frequent among the images. If you know that they are not, set prior="estimate".')
     d = run['descriptions']
     if d is not None and d.fallbacks: out.append(f"No description was found for {', '.join(d.fallbacks)}; a plain sentence stands in.")
     return out
@@ -580,7 +586,7 @@ def _trained(cfg):
     what = dict(features='a head on cached features', text='text prompts', maple='prompts in both towers')[cfg.dial]
     if cfg.strategy!='cap': return f'{what}, on the pseudolabels of {cfg.strategy.upper()}'
     if not cfg.balance: return f'{what}, on pseudolabels that were not balanced'
-    shares = 'equal, which presumes classes of about equal frequency' if cfg.prior=='uniform' else 'estimated from the images' if cfg.prior=='estimate' else 'given'
+    shares = 'equal, which presumes classes of about equal frequency' if cfg.prior=='uniform' else 'estimated from the images' if cfg.prior in ('auto','estimate') else 'given'
     return f'{what}, on pseudolabels balanced to class shares that were {shares}'
 
 def _card(clf, name):

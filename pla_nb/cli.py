@@ -420,7 +420,7 @@ def _adapt_arguments(p):
     p.add_argument('--n', type=int, metavar='N', help='SSL: labels per class (default: 2)')
     p.add_argument('--dial', choices=['features','text','maple'], help='what is trained: a head on cached features, text prompts, or prompts in both towers (default: features)')
     p.add_argument('--strategy', choices=['cap','fpl','ifpl','upl','grip','cpl'], help='where pseudolabels come from (default: cap)')
-    p.add_argument('--prior', choices=['uniform','estimate'], help='shares of the classes among the images: equal, or estimated (default: uniform)')
+    p.add_argument('--prior', choices=['auto','uniform','estimate'], help='shares of the classes among the images: equal, estimated, or estimated where that is clearly uneven (default: auto)')
     p.add_argument('--choose', default='auto', choices=['auto','mean','paper','one-to-one','support','first'], help='which description stands for a class (default: auto)')
     p.add_argument('--checkpoint', metavar='DIR', help='keep the state of a run there, and go on from it (dials text and maple)')
     p.add_argument('--seed', type=int, help='of everything random (default: 0)')

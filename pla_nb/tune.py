@@ -25,7 +25,7 @@ from .data import atomic_write
 from .margin import class_ratio, margin_loss, margin_matrix, partial_loss, similarity_fusion
 from .prompts import Adapter, prompts_for
 from .pseudolabels import PseudoLabels, growth, neighbours, select_topk
-from .train import CAPConfig, Ensemble, Evidence, _checked_features, _checked_labels, _select, first_labels, pool_prior, strong_view
+from .train import CAPConfig, Ensemble, Evidence, _checked_features, _checked_labels, _select, first_labels, loss_weights, pool_prior, strong_view
 
 # %% ../nbs/08b_tune.ipynb #5f27b467
 def learning_rate(
@@ -154,9 +154,10 @@ class StepLosses:
     features: Tensor|None = None # (B,d) of the weak views, before the adapter
     yhat: Tensor|None = None # (B,) their classes
     conf: Tensor|None = None # (B,) their confidences
+    weights: tuple = (1.,1.) # of the labeled loss, of each of the two others
 
     @property
-    def total(self): return self.labeled+self.pseudo+self.unlabeled+self.extra
+    def total(self): return self.weights[0]*self.labeled+self.weights[1]*(self.pseudo+self.unlabeled)+self.extra
 
 # %% ../nbs/08b_tune.ipynb #da120171
 def step_losses(
@@ -168,6 +169,7 @@ def step_losses(
     regulariser=None, # (logits (B,C), y (B,), T (C,d), T0 (C,d)) -> scalar
     T0=None, # (C,d) frozen texts, for the regulariser
     group=None, # processes that share the batch
+    weights=(1.,1.), # of the labeled loss, of each of the two others (`loss_weights`)
 )->StepLosses:
     "L_L + L_PL + L_UL (CAP), with the texts encoded once and one pass with gradients"
     group = group or OneProcess()
@@ -188,7 +190,7 @@ def step_losses(
         sure,mine = weak['conf']>tau,group.part(len(weak['conf']))
         z = model.logits(next(v), psi, model.pseudo)
         out['unlabeled'] = margin_loss(z, weak['yhat'][mine], M, sure[mine].to(z), 'sum')/sure.sum().clamp(min=1)
-    return StepLosses(**out, **weak)
+    return StepLosses(**out, **weak, weights=weights)
 
 @torch.no_grad()
 def _weak(model, x, psi, tau, shift, group):
@@ -363,6 +365,7 @@ class _Run:
         self.M,self.shift = torch.zeros(C, C, device=dev),torch.zeros(C, device=dev)
         self.yhat,self.conf,self.draws = torch.zeros(N, dtype=torch.long, device=dev),torch.zeros(N, device=dev),torch.zeros(C, dtype=torch.long, device=dev) # of this epoch
         self.stats,self.pending = torch.zeros(0, 6, dtype=torch.float64),[]
+        self.weights = loss_weights(int((~pool.admissible).sum()) if cfg.weigh_losses else 0, C)
         per = max(1, len(pool.free)//int(pool.admissible.sum()))
         self.k = growth(cfg.k, per, cfg.rho, cfg.epochs) if cfg.grow else lambda e: cfg.k
         self.known,self.ahead = pool.labeled[0].cpu(),None
@@ -411,7 +414,7 @@ def next_batch(self:_Run):
 def advance(self:_Run):
     "One step of SGD"
     b,rows = self.next_batch()
-    L = step_losses(self.model, b, self.M, self.cfg.tau, self.pool.known(rows)+self.shift, self.regulariser, self.pool.T0, self.group)
+    L = step_losses(self.model, b, self.M, self.cfg.tau, self.pool.known(rows)+self.shift, self.regulariser, self.pool.T0, self.group, self.weights)
     self.opt.zero_grad()
     if L.total.requires_grad: L.total.backward()
     length = _add_gradients(self.params, self.group)
@@ -711,12 +714,13 @@ def fit_prompts(
     watch=None, # (N,) true classes: their accuracy enters the history. Labels are read, for this only
     progress:bool=True,
     callback=None, # called with the row of each epoch
+    prior=None, # (C,) shares of the classes among the unlabeled images, if they are there already; None: as `cfg.prior` says
 )->PromptFit:
     "Learn prompts on an unlabeled pool (CAP)"
     began,cfg,group = time.time(),cfg.resolved(vlm.logit_scale),process_group(vlm.device)
-    run = _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, group)
+    run = _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, group, prior)
     path = None if checkpoint is None else Path(checkpoint).expanduser()/'prompts.safetensors'
-    of = path and _identity(cfg, vlm, f.task.classes, images=f.V, texts=run.pool.T0, sentences=sentences, ranking=ranking, first=first, labels=run.pool.given, seen=list(seen), views=[o.V for o in views], regulariser=regulariser is not None)
+    of = path and _identity(cfg, vlm, f.task.classes, images=f.V, texts=run.pool.T0, sentences=sentences, ranking=ranking, first=first, labels=run.pool.given, seen=list(seen), views=[o.V for o in views], regulariser=regulariser is not None, shares=prior)
     if path and resume and path.exists(): run.load(path, of)
     group.wait() # nobody writes before all have read
     if watch is not None: watch = torch.as_tensor(watch).to(run.pool.given)
@@ -750,7 +754,7 @@ def _anyone(run, stop):
     return run.step%10==0 and float(run.group.add(run.M.new_tensor(float(stop))))>0
 
 # %% ../nbs/08b_tune.ipynb #9de11b08
-def _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, group):
+def _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, group, prior=None):
     "A run at step 0"
     _check_dial(cfg, pool, f, views)
     prompts = prompts_for(vlm, f.task.classes, cfg.dial, cfg.n_ctx, cfg.depth, sentences, cfg.seed)
@@ -758,7 +762,7 @@ def _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, view
     V,T0,U = _checked_features(f.V.to(vlm.device), T0, f.U if cfg.vision else None)
     given,lab,admissible = _checked_labels(labeled, seen, *map(len, (V, T0)), V.device)
     if cfg.k is None: cfg = replace(cfg, k=max(1, int((given<0).sum())//int(admissible.sum())))
-    sel,soft,prior,near = _first(V, T0, U, cfg, first, given, admissible, ranking, vlm.logit_scale)
+    sel,soft,prior,near = _first(V, T0, U, cfg, first, given, admissible, ranking, vlm.logit_scale, prior)
     source = PixelViews(pool, vlm.preprocess, vlm.device) if cfg.dial=='maple' else FeatureViews(V, [o.V.to(V) for o in views], near, cfg)
     with torch.random.fork_rng(devices=[]): # the caller's random numbers stay as they are
         torch.manual_seed(cfg.seed)
@@ -774,12 +778,12 @@ def _check_dial(cfg, pool, f, views=()):
     if bad := [len(o) for o in views if len(o)!=len(f)]: raise ValueError(f'expected views of the {len(f)} images of the features, got {bad[0]}')
 
 @torch.no_grad()
-def _first(V, T0, U, cfg, first, given, admissible, ranking, scale):
+def _first(V, T0, U, cfg, first, given, admissible, ranking, scale, prior):
     "First pseudolabels, soft labels of the pool, class shares, and the space in which neighbours are looked for"
     ev = Evidence.fit(V, T0, U, cfg.dim)
     u = ev.vision(V, U)
     nbrs = neighbours(u, min(cfg.n_neighbours, len(u)-1))
-    prior = pool_prior(V, u, ev, cfg, nbrs, given, admissible)
+    if prior is None: prior = pool_prior(V, u, ev, cfg, nbrs, given, admissible)
     if cfg.start=='mixture' and first is None: soft = first_labels(V, u, ev, cfg, nbrs, given, admissible, prior)
     else:
         soft = F.one_hot(given.clamp(min=0), len(T0)).to(V)

@@ -7,7 +7,7 @@ from pla_nb.margin import partial_loss
 from pla_nb.pseudolabels import (CPL, FPL, GRIP, IFPL, UPL, PseudoLabels, Strategy, candidate_sets, estimate_prior, neighbours,
     round_quota, select_topk, strategy)
 from pla_nb.pseudolabels import _among
-from pla_nb.train import CAPConfig, Ensemble, Evidence, HeadLearner, Learner, first_labels, fit_head, fit_strategy
+from pla_nb.train import UNEVEN, CAPConfig, Ensemble, Evidence, HeadLearner, Learner, first_labels, fit_head, fit_strategy, unevenness
 
 prop = settings(deadline=None, max_examples=40)
 torch.set_num_threads(1)
@@ -149,8 +149,9 @@ FAST = dict(epochs=3, batch_size=64, dim=12, hidden=8)
 def head(cfg=None, **kw): return fit_head(V, T, U, CAPConfig(**FAST, **(cfg or {})), progress=False, **kw)
 def same(a, b): return all(torch.equal(x, z) for x,z in zip(a.head.state_dict().values(), b.head.state_dict().values(), strict=True))
 
-def test_equal_shares_are_the_default():
+def test_an_even_pool_gets_equal_shares():
     a,b = head(), head(dict(prior=[2.]*6))
+    assert same(a, head(dict(prior='uniform'))) and head(dict(prior='estimate')).prior is not None
     assert a.prior is None and torch.allclose(b.prior, torch.full((6,), 1/6)) and torch.equal(a.selected.indices, b.selected.indices)
     assert torch.allclose(a.last, b.last, atol=1e-3) and torch.allclose(a.M, b.M, atol=1e-3)
 
@@ -160,10 +161,19 @@ def test_shares_reach_labels_selection_and_result():
     share = torch.tensor(sizes)/240
     run = lambda p: fit_head(v, t, u, CAPConfig(**FAST, prior=p, k=8), progress=False)
     equal,est,true = run('uniform'),run('estimate'),run(share.numpy())
+    assert same(run('auto'), est) and unevenness(est.prior)>UNEVEN>unevenness(torch.full((6,), 1/6))
+    told = fit_head(v, t, u, CAPConfig(**FAST, k=8), prior=share, progress=False) # shares that are there already are not asked for again
+    assert same(told, true) and told.head.cfg.prior=='auto'
     acc = lambda f: float((f.last.argmax(1)==yl).float().mean())
     assert torch.allclose(true.prior, share) and torch.allclose(true.last.mean(0), share, atol=.02) and torch.allclose(est.last.mean(0), est.prior, atol=.02)
     assert true.selected.counts.tolist()==sorted(true.selected.counts.tolist(), reverse=True) and true.selected.counts[0]>10*true.selected.counts[5]
     assert min(acc(est), acc(true))>acc(equal)+.2
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=20).filter(any))
+def test_unevenness_is_the_part_that_would_have_to_move(sizes):
+    n,C = torch.tensor(sizes).double(),len(sizes)
+    moved = (n-n.sum()/C).clamp(min=0).sum()/n.sum()
+    assert unevenness(n/n.sum())==pytest.approx(float(moved), abs=1e-9) and 0<=unevenness(n/n.sum())<=1-1/C+1e-9
 
 def test_shares_of_seen_classes_are_not_asked_for():
     i = (y<2).nonzero()[:,0]

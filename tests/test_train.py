@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from pla_nb.pseudolabels import STARTS, mixture, neighbours, select_topk
-from pla_nb.train import CAPConfig, Evidence, Fit, _margin, fit_head, plot_history, sharpen, strong_view
+from pla_nb.train import CAPConfig, Evidence, Fit, _margin, fit_head, loss_weights, plot_history, sharpen, strong_view
 
 torch.set_num_threads(1)
 
@@ -141,6 +141,21 @@ def test_trzsl(kw, n_seen):
         torch.testing.assert_close(q.sum(1), torch.ones(240), atol=1e-4, rtol=0)
     assert not fit.M[seen].any() and fit.head(V, U).isfinite().all()
     assert set(fit.selected.labels.tolist())<=set(range(6-n_seen))
+
+@given(st.integers(2, 500).flatmap(lambda C: st.tuples(st.integers(1, C-1), st.just(C))))
+def test_losses_weigh_as_many_classes_as_they_are_about(sizes):
+    S,C = sizes
+    labeled,other = loss_weights(S, C)
+    assert labeled+2*other==pytest.approx(3) and labeled/S==pytest.approx(2*other/(C-S))
+    assert loss_weights(0, C)==(1,1)
+
+def test_few_unseen_classes_do_not_take_over():
+    "With labels for five of six classes, fewer of their images are called the sixth"
+    i = (y<5).nonzero()[:,0]
+    called = [int((run(labeled=(i, y[i]), seen=range(5), weigh_losses=w).head(V[i], U[i]).argmax(1)==5).sum()) for w in (True, False)]
+    assert called[0]<=called[1]
+    a,b = [run(labeled=(i[:3], y[i[:3]]), weigh_losses=w).head.state_dict() for w in (True, False)] # SSL
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 def test_seen_images_do_not_make_unseen_classes_look_rare():
     fit = run(epochs=1)

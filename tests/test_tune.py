@@ -109,6 +109,9 @@ def test_losses_by_hand(dial, margin):
     assert 0<int(sure.sum())<7 and torch.equal(got.yhat, y)
     for k,v in want.items(): close(getattr(got, k).detach(), v, 2e-4)
     close(got.total.detach(), sum(want.values()), 5e-4)
+    weighed = step_losses(model, b, M, tau, weights=(1.8,.6))
+    close(weighed.total.detach(), 1.8*want['labeled']+.6*(want['pseudo']+want['unlabeled']), 5e-4)
+    for k in want: close(getattr(weighed, k).detach(), want[k], 2e-4) # what is reported stays as it is
     nobody = step_losses(model, b, M, 2.)
     nobody.unlabeled.backward()
     assert nobody.unlabeled==0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
