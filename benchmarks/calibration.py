@@ -111,7 +111,7 @@ def smooth(eps):
     return term
 
 ADDED = {'CAP': None, 'CAP + margin': CalibratedLoss.margin_only(), 'CAP + moments': CalibratedLoss.moments_only(), 'CAP + margin + moments': CalibratedLoss.paper(),
-    'CAP + MbLS': lambda z,y,T,T0: .1*mbls(z, 2.), 'CAP + MbLS, weight 1': lambda z,y,T,T0: mbls(z, 2.), 'CAP + label smoothing': smooth(.05), 'CAP by names': None} # the last without descriptions: names that mean something else to the model stay wrong
+    'CAP + MbLS': lambda z,y,T,T0: .1*mbls(z, 2.), 'CAP + MbLS, weight .3': lambda z,y,T,T0: .3*mbls(z, 2.), 'CAP + MbLS, weight 1': lambda z,y,T,T0: mbls(z, 2.), 'CAP + label smoothing': smooth(.05), 'CAP by names': None} # the last without descriptions: names that mean something else to the model stay wrong
 
 def cap(name, vlm, seeds, only):
     "Rows of the test images of all classes"

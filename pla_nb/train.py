@@ -73,9 +73,12 @@ class CAPConfig:
                        update=('merge','released'), count=('pool','epoch'), precision=('auto','fp32','bf16'))
         for name,known in choices.items():
             if (v := getattr(self, name)) not in known: raise ValueError(f"expected {name} {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {v!r}")
-        if isinstance(self.prior, str) and self.prior not in ('auto','uniform','estimate'): raise ValueError(f"expected prior 'auto', 'uniform', 'estimate' or a share for each class, got {self.prior!r}")
+        if not isinstance(self.prior, str): self.prior = [float(o) for o in self.prior] # of any kind of array: settings go into JSON
+        elif self.prior not in ('auto','uniform','estimate'): raise ValueError(f"expected prior 'auto', 'uniform', 'estimate' or a share for each class, got {self.prior!r}")
         for name,least in dict(k=1, epochs=0, steps=1, batch_size=1, warmup=0, dim=1, hops=0, n_neighbours=1, hidden=1, views=0, n_ctx=0, depth=1, update_every=1).items():
             if (v := getattr(self, name)) is not None and v<least: raise ValueError(f'expected {name} of {least} or more, got {v}')
+        for name,most in dict(margin=math.inf, lr=math.inf, weight_decay=math.inf, kappa=math.inf, text_weight=math.inf, keep=math.inf, noise=math.inf, residual=math.inf, rho=1, mix=1, dropout=1).items():
+            if (v := getattr(self, name)) is not None and not 0<=v<=most: raise ValueError(f"expected {name} {'of 0 or more' if most==math.inf else f'between 0 and {most}'}, got {v}")
 
     def resolved(self, logit_scale:float=100.)->'CAPConfig':
         "The same with the dial's defaults in place of None"
@@ -200,7 +203,7 @@ def first_labels(
     return q
 
 # %% ../nbs/08_train.ipynb #d6898cd5
-UNEVEN = 1/6 # `prior='auto'` takes an estimate that is less uneven for error
+UNEVEN = 1/8 # `prior='auto'` takes an estimate that is less uneven for error
 
 def unevenness(
     share, # (C,) sums to 1
