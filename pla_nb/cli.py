@@ -200,19 +200,12 @@ def adapt_command(a):
         if not a.quiet: _say(*_diagnosis_lines(d))
         clf = lib.CAP(vlm, cfg).fit(f.task, texts, a.context, features=f, diagnosis=d, progress=not a.quiet, choose=a.choose, checkpoint=a.checkpoint)
     clf.about['timings'] |= times
-    place,report = _keep(clf, a.out, test, a, lib)
+    report = clf.save_with_report(a.out, test, progress=not a.quiet)
+    place = Path(clf.about['folder']) # it may not be where it was asked for
     if not a.quiet: _say(*_outcome(clf, report, lib))
     _say(f'classifier: {place}', f'report:     {place/"report.html"}')
 
 # %% ../nbs/20_cli.ipynb #1fedb8bc
-def _keep(clf, out, test, a, lib):
-    "Save classifier, descriptions and report in one folder; (folder, Report)"
-    place = clf.save(out)
-    clf.about['folder'] = str(place)
-    texts = clf.run['descriptions']
-    if texts is not None: texts.save(place/'descriptions.json')
-    return place, clf.report(test, place/'report.html', progress=not a.quiet)
-
 def _outcome(clf, report, lib):
     "What the adaptation did, in lines"
     if clf.texts: yield 'described: '+'; '.join(f'{m.name}: "{m.after}"' for m in report.mended[:3])+(f'; and {len(report.mended)-3} more' if len(report.mended)>3 else '')
@@ -243,7 +236,7 @@ def predict_command(a):
     paths = _image_paths(a.images, lib)
     clf = lib.Classifier.load(a.classifier, device=a.device)
     f = lib.features(clf.vlm, lib.FileImages(paths), strict=a.strict, progress=not a.quiet)
-    p = (clf.logits(f.V, f.U)/clf.temperature).softmax(1).cpu().numpy()
+    p = clf.proba(clf.logits(f.V, f.U)).cpu().numpy()
     head = ['image','class','probability', *(clf.classes if a.proba else [])]
     rows = [[f.task.paths[i], clf.classes[q.argmax()], f'{q.max():.4f}', *(f'{x:.4f}' for x in (q if a.proba else []))] for i,q in enumerate(p)]
     if not a.csv: return _say(*('\t'.join(r) for r in ([head] if a.proba else [])+rows))
@@ -266,6 +259,7 @@ def report_command(a):
     test = lib.Task.from_folder(a.test, clf.classes)
     report = clf.report(test, progress=not a.quiet)
     if page.exists(): _add(lib.Report.load(page), report)
+    clf.save(folder) # its card tells how confidence was checked
     if not report.metrics['adapted'].get('accuracy'): _complain(f'note: the images in {a.test} have no labels: only the balance of the predictions is known')
     _say(report.headline, '', _compare(report.metrics, lib), '', f"report: {_written(a.out or folder/f'report-{test.name}.html', report.save)}")
 
@@ -313,7 +307,7 @@ def _demo_engine(a, lib):
 
 def _measured(clf, f, lib, zero_shot=False):
     "Metrics of encoded images"
-    p = lib.zero_shot_proba(f.V, clf._zero(f.V.device), clf.vlm.logit_scale) if zero_shot else (clf.logits(f.V, f.U)/clf.temperature).softmax(1)
+    p = lib.zero_shot_proba(f.V, clf._zero(f.V.device), clf.vlm.logit_scale) if zero_shot else clf.proba(clf.logits(f.V, f.U))
     return lib.evaluate(p.cpu().numpy(), f.task.targets, clf.classes)
 
 # %% ../nbs/20_cli.ipynb #41b04610
@@ -356,7 +350,8 @@ def demo_command(a):
         clf = fit(written)
         rows['adapted, written descriptions'] = _measured(clf, ft, lib)
         clf.about['timings'] |= times
-        place,report = _keep(clf, a.out, test, a, lib)
+        report = clf.save_with_report(a.out, test, progress=not a.quiet)
+        place = Path(clf.about['folder'])
     report.summary = {k: lib.percent(m.accuracy) for k,m in rows.items()} | {'labels read': 'none'}
     report.save(place/'report.html')
     _say(*_demo_end(rows, place, report, time.time()-began, lib, a, d))

@@ -42,7 +42,7 @@ def task(): return colored()
 def clf(vlm, task): return CAP(vlm, **CFG).fit(task, {NAMES[0]: ['a red picture','all is red'], NAMES[2]: 'blue everywhere'}, progress=False)
 
 def fit(vlm, task, *a, **kw):
-    cfg = {k: kw.pop(k) for k in list(kw) if k in ('epochs','start','balance','vision','seed','dial','strategy','steps','n_ctx')}
+    cfg = {k: kw.pop(k) for k in list(kw) if k in ('epochs','start','balance','vision','seed','dial','strategy','steps','n_ctx','depth','lr','batch_size','prior')}
     return CAP(vlm, **{**CFG, **cfg}).fit(task, *a, progress=False, **kw)
 
 # labels
@@ -157,6 +157,9 @@ def test_descriptions_that_cannot_be(vlm, words, error):
     def no_images(*a): raise AssertionError('images were encoded before the mistake was found')
     t = colored(3); t.images.load = no_images
     with pytest.raises(ValueError, match=error): fit(vlm, t, words)
+
+def test_descriptions_of_other_things(vlm, task):
+    with pytest.raises(ValueError, match='of none of the classes'): fit(vlm, task, Descriptions({'zebra': ClassText(['a striped horse'])}))
 
 def test_files_that_cannot_be(vlm, task, tmp_path):
     (tmp_path/'other.json').write_text('{"a class of another task": "x y z"}')
@@ -299,6 +302,33 @@ def elsewhere(clf, vlm, folder):
     assert Classifier.load(place, vlm).classes==clf.classes and place!=folder
     shutil.rmtree(place.parent)
 
+@pytest.mark.parametrize('left', range(5)) # files that still get into place
+def test_saving_that_is_stopped_leaves_one_of_the_two(clf, vlm, task, left, tmp_path, monkeypatch):
+    other = fit(vlm, task, seed=1)
+    p = {o: c.predict_proba(task).tobytes() for o,c in dict(old=clf, new=other).items()}
+    assert p['old']!=p['new']
+    folder,real,n = clf.save(tmp_path/'clf'),os.replace,[0]
+    def replace(a, b):
+        if n[0]==left: raise KeyboardInterrupt
+        n[0] += 1
+        real(a, b)
+    monkeypatch.setattr(os, 'replace', replace)
+    if left<4:
+        with pytest.raises(KeyboardInterrupt): other.save(folder)
+    else: other.save(folder)
+    monkeypatch.undo()
+    assert Classifier.load(folder, vlm).predict_proba(task).tobytes()==p['old' if left<2 else 'new']
+    other.save(folder)
+    assert {o.name for o in folder.iterdir()}=={'classifier.json','classifier.safetensors','README.md'} and Classifier.load(folder, vlm).predict_proba(task).tobytes()==p['new']
+
+def test_the_card_shows_text_as_text(vlm, tmp_path):
+    names = ['a | b','*red*','<img src=x onerror=alert(1)>']
+    rng = np.random.default_rng(0)
+    t = Task(np.stack([picture((60*i,90,200-60*i), rng) for i in range(3) for _ in range(6)]), names)
+    card = (fit(vlm, t, {names[0]: 'a wall | <b>bold</b>'}).save(tmp_path/'clf')/'README.md').read_text()
+    rows = [l for l in card.splitlines() if l.startswith('| ') and 'described as' not in l]
+    assert len(rows)==3 and all(l.replace('\\|', '').count('|')==3 for l in rows) and '<img' not in card and '<b>' not in card
+
 def test_a_folder_with_other_files_is_left_alone(clf, vlm, tmp_path):
     (tmp_path/'thesis').mkdir(); (tmp_path/'thesis'/'chapter.txt').write_text('x')
     elsewhere(clf, vlm, tmp_path/'thesis')
@@ -351,14 +381,51 @@ def test_adapt_takes_folders(vlm, tmp_path):
     clf = adapt(str(folder), vlm=vlm, test=str(folder), progress=False, **CFG)
     assert clf.classes==sorted(clf.classes) and clf.evaluate(folder).accuracy is not None
 
+def test_adapt_keeps_what_belongs_together(vlm, task, tmp_path):
+    "Classifier, report and descriptions in one folder; the card knows what the held-out images said"
+    rows = []
+    clf = adapt(task, out=tmp_path/'clf', vlm=vlm, descriptions={NAMES[0]: 'a red picture'}, test=colored(3, seed=1), progress=False, choose='first', callback=rows.append, cache=tmp_path/'cache', **CFG)
+    assert {o.name for o in (tmp_path/'clf').iterdir()}=={'classifier.json','classifier.safetensors','README.md','descriptions.json','report.html'}
+    assert '12 images of' in (tmp_path/'clf'/'README.md').read_text() and len(rows)==2 and any((tmp_path/'cache').iterdir())
+    again = Classifier.load(tmp_path/'clf', vlm)
+    assert again.about['trust']==clf.about['trust'] and again.texts=={NAMES[0]: 'a red picture'}
+    assert Descriptions.load(tmp_path/'clf'/'descriptions.json').candidates(NAMES[0])==['a red picture']
+
 # dials and strategies
 
-@pytest.mark.parametrize('dial,strategy', [('features','fpl'), ('features','upl'), ('features','cpl'), ('text','cap'), ('text','grip'), ('text','upl')])
+@pytest.mark.parametrize('dial,strategy', [('features','fpl'), ('features','upl'), ('features','cpl'), ('text','cap'), ('text','grip'), ('text','upl'), ('maple','cap'), ('maple','fpl')])
 def test_every_way_of_training_gives_a_classifier_that_can_be_saved(vlm, task, dial, strategy, tmp_path):
-    clf = fit(vlm, task, {NAMES[0]: 'a picture full of red'}, dial=dial, strategy=strategy, **(dict(epochs=1, steps=3, n_ctx=2) if dial=='text' else {}))
+    clf = fit(vlm, task, {NAMES[0]: 'a picture full of red'}, dial=dial, strategy=strategy, **dict(features={}, text=dict(epochs=1, steps=3, n_ctx=2), maple=dict(epochs=1, steps=3, n_ctx=2, depth=2))[dial])
     again = Classifier.load(clf.save(tmp_path/'clf'), vlm)
     assert np.array_equal(again.predict_proba(task), clf.predict_proba(task)) and again.head.cfg.strategy==strategy
     assert dial in json.loads((tmp_path/'clf'/'classifier.json').read_text())['config'].values()
+
+def moved(vlm, task, **kw): # prompts in both towers, far from where they began
+    return fit(vlm, task, dial='maple', epochs=2, steps=4, batch_size=8, n_ctx=2, depth=2, lr=1., **kw)
+
+def test_prompts_in_both_towers(vlm, task, tmp_path):
+    "What is said of the pool, its confidence and its report are those of the classifier, not of the frozen model"
+    clf = moved(vlm, task)
+    said = clf.proba(clf.run['fit'].logits.float()).numpy()
+    assert np.allclose(said, clf.predict_proba(task), atol=1e-4) and not np.allclose(said, clf.proba(clf.logits(clf.run['features'].V)).numpy(), atol=1e-2)
+    page = clf.report().to_html()
+    assert 'Not checked' in page and f"{said.max(1).mean():.0%}" in page.replace(' %', '%')
+    for t in (task.ssl(2), task.trzsl()): assert moved(vlm, t).about['paradigm']==t.paradigm
+    assert clf.evaluate(task).accuracy==float((np.array(clf.predict(task))==np.array(NAMES)[task.targets]).mean())
+
+def test_shares_are_heard_by_cap_alone(vlm, task, tmp_path):
+    with pytest.warns(UserWarning, match='shares are for strategy'): fit(vlm, task, strategy='fpl', prior='estimate')
+    for shares in (np.array([.4,.3,.2,.1]), torch.tensor([.4,.3,.2,.1])):
+        clf = fit(vlm, task, prior=shares)
+        assert torch.allclose(clf.run['fit'].prior, torch.tensor([.4,.3,.2,.1])) and 'shares that were given' in (clf.save(tmp_path/'clf')/'README.md').read_text()
+        assert 'presumes' not in clf.report().to_html() and Classifier.load(tmp_path/'clf', vlm).head.cfg.prior==pytest.approx([.4,.3,.2,.1])
+
+def test_uneven_classes_are_noticed(vlm):
+    rng,sizes = np.random.default_rng(0),[60,24,8,8]
+    t = Task(np.stack([picture(COLORS[c], rng) for c,n in zip(NAMES, sizes) for _ in range(n)]), NAMES, np.repeat(range(4), sizes))
+    uneven,even = fit(vlm, t),fit(vlm, colored(25))
+    assert uneven.run['fit'].prior is not None and uneven.head.cfg.prior=='auto' and not any('balanced' in o for o in uneven.report().warnings)
+    assert even.run['fit'].prior is None and even.head.cfg.prior=='uniform' and same(even, fit(vlm, colored(25), prior='uniform'))
 
 def test_a_dial_that_the_model_has_no_place_for(vlm, task):
     with pytest.raises(ValueError, match='allows'): CAP(Starter(), dial='maple').fit(task)
@@ -382,6 +449,23 @@ def test_confidence_can_be_fitted_to_labels_and_is_kept(vlm, task, labeled, tmp_
     again = Classifier.load(clf.save(tmp_path/'clf'), vlm)
     assert again.temperature==clf.temperature and '40 images of' in (tmp_path/'clf'/'README.md').read_text()
     assert again.report().trust==clf.about['trust'] # what was checked is still known
+
+@pytest.mark.parametrize('how', ['vector','isotonic'])
+def test_other_calibrators_are_kept_too(vlm, task, labeled, how, tmp_path):
+    clf = fit(vlm, task)
+    clf.report(labeled)
+    plain,label = clf.predict_proba(labeled),clf.predict(labeled)
+    clf.calibrate(labeled, how=how)
+    assert 'trust' not in clf.about and 'fitted to 40 labeled images' in clf.about['calibration'] # what was said before holds no longer
+    p = clf.predict_proba(labeled)
+    assert np.allclose(p.sum(1), 1, atol=1e-5) and not np.allclose(p, plain, atol=1e-3)
+    assert how=='vector' or clf.predict(labeled)==label # one curve for all keeps the order
+    assert -np.log(p[range(40), labeled.targets].clip(1e-9)).mean()<=-np.log(plain[range(40), labeled.targets].clip(1e-9)).mean()
+    again = Classifier.load(clf.save(tmp_path/'clf'), vlm)
+    assert np.array_equal(again.predict_proba(labeled), p)
+    clf.calibrate(labeled)
+    assert clf.calibrator is None and clf.predict(labeled)==label
+    with pytest.raises(ValueError, match="'temperature', 'vector' or 'isotonic'|expected how"): clf.calibrate(labeled, how='magic')
 
 def test_confidence_without_labels_says_so(vlm, task, tmp_path):
     clf = fit(vlm, task)
