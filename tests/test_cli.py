@@ -142,6 +142,12 @@ def test_settings_are_listed(pla):
     code,out,_ = pla('adapt', '-c', 'help')
     assert code==0 and 'epochs=None' in out and '10 passes' in out and 'margin=' in out and 'logit units' in out
 
+def test_presets(pla, train, tmp_path):
+    code,_,err = pla('adapt', train, '--out', tmp_path/'clf', '--preset', 'paper', '--epochs', 1, '-c', 'tau=.9', '--quiet')
+    assert code==0, err
+    c = json.loads((tmp_path/'clf'/'classifier.json').read_text())['config']
+    assert (c['start'], c['balance'], c['weighting'], c['margin'], c['epochs'], c['tau'])==('zero-shot', False, 'paper', 12., 1, .9)
+
 def test_diagnose(pla, train, tmp_path):
     code,out,_ = pla('diagnose', train, '--json', tmp_path/'d.json', '--plot', tmp_path/'d.png', '--quiet')
     assert code==0 and '60 images, 3 classes' in out and all(o in out for o in KINDS)
@@ -189,6 +195,17 @@ def test_report(pla, clf, test, tmp_path):
     from pla_nb.evaluate import Report
     r = Report.load(tmp_path/'r.html')
     assert r.metrics['adapted']['accuracy']>0 and r.recall_after and r.counts_before and r.changed
+    assert '24 images of' in (clf/'README.md').read_text() # the card tells how confidence was checked
+
+@pytest.mark.parametrize('how', ['temperature','vector'])
+def test_calibrate(pla, clf, test, how, tmp_path):
+    shutil.copytree(clf, tmp_path/'clf')
+    code,out,err = pla('calibrate', tmp_path/'clf', test, '--how', how, '--quiet')
+    assert code==0 and not err and 'fitted to 24 labeled images' in out and 'before' in out
+    saved = json.loads((tmp_path/'clf'/'classifier.json').read_text())
+    assert 'fitted to 24' in saved['about']['calibration'] and (saved['calibrator'] is None)==(how=='temperature')
+    before,after = (pla('predict', o, test, '--quiet')[1] for o in (clf, tmp_path/'clf'))
+    assert before!=after and len(before.splitlines())==len(after.splitlines())==24
 
 def test_report_without_labels(pla, clf, test, tmp_path):
     (tmp_path/'flat').mkdir()
