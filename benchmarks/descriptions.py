@@ -20,7 +20,7 @@ def features_of(c, cands, choice, seed):
     "(C,d) class texts under a rule of choice"
     if choice=='names': return c.zero
     ev = Evidence.fit(c.f.V, c.zero, c.f.U); u = ev.vision(c.f.V, c.f.U)
-    return choose_texts(c.f.V, sharpen(u, neighbours(u, 16)), cands, CAPConfig(seed=seed), choice, u, c.zero).T
+    return choose_texts(c.f.V, sharpen(u, neighbours(u, 16)), cands, CAPConfig(seed=seed), choice, u, c.zero, mismatch=c.diagnosis.runs[0]).T
 
 def rows(c, seeds, only=''):
     for engine in c.texts:

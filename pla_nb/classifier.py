@@ -72,7 +72,7 @@ def embed_candidates(
 def _name_sentence(vlm, c): return vlm.template.replace('{}', c.replace('_',' '))
 
 # %% ../nbs/11_classifier.ipynb #fdeab3f7
-RULES = ('auto','mean','paper','one-to-one','support','first')
+RULES = ('auto','mean','paper','one-to-one','leftover','leftover one-to-one','support','first')
 
 @dataclass
 class Choice:
@@ -93,9 +93,11 @@ def choose_texts(
     u=None, # (N,r) vision features to cluster for 'paper' and 'one-to-one'; None: `s`
     names=None, # (C,d) text features of the bare names, for 'auto'
     prior=None, # (C,) shares of the classes; None: equal
+    mismatch=None, # `Mismatch`, for 'leftover'
 )->Choice:
     "One text feature for each class out of its candidates"
     _check_rule(how)
+    if how.startswith('leftover') and mismatch is None: raise ValueError(f"choose={how!r} needs the images that no name took: pass mismatch=detect_mismatch(V, T, U)")
     mean = _unit(torch.stack([_unit(c).mean(0) for c in candidates]))
     mix = lambda T: mixture(centered_scores(V, T), s, cfg.kappa, cfg.text_weight, balanced=cfg.balance, prior=prior, starts=STARTS[:5], seed=cfg.seed)
     fitted = None if how in ('paper','one-to-one') else mix(mean)
@@ -106,6 +108,7 @@ def choose_texts(
     else: pick,scores = _by_support(V, fitted.q, candidates, mean.mean(0))
     if how=='first': pick = [0]*len(pick)
     if how=='mean': return Choice(mean, pick, scores, how, fitted.q)
+    if how.startswith('leftover'): return Choice(*_by_leftover(mismatch, candidates, mean, pick, scores, how), how)
     return Choice(_unit(torch.stack([w[i] for w,i in zip(candidates, pick)])), pick, scores, how)
 
 def _by_clusters(V, u, candidates, centre, how, seed):
@@ -113,6 +116,16 @@ def _by_clusters(V, u, candidates, centre, how, seed):
     Vc,k = _unit(V-V.mean(0)),spherical_kmeans(u, len(candidates), seed)
     centres = _unit(Vc.new_zeros(len(candidates), Vc.shape[1]).index_add_(0, k.assign.to(Vc.device), Vc))
     return choose_descriptions([_unit(c-centre) for c in candidates], centres, how)
+
+def _by_leftover(m, candidates, mean, pick, scores, how):
+    "Names that no group answered to: nearest to the groups of images that no name took; all others: the mean"
+    T,pick,scores = mean.clone(),list(pick),list(scores)
+    lost = [c for c in sorted(m.final) if len(candidates[c])>1]
+    if m.prototypes is None or not lost: return T,pick,scores
+    rule = 'one-to-one' if how.endswith('one-to-one') else 'paper'
+    best,told = choose_descriptions([m.place(_unit(candidates[c]).to(m.prototypes)) for c in lost], m.prototypes, rule)
+    for c,i,s in zip(lost, best, told): pick[c],scores[c],T[c] = i,s,_unit(candidates[c][i])
+    return T,pick,scores
 
 def _by_support(V, q, candidates, centre):
     "Best at telling the images of the class from all others"
@@ -265,7 +278,7 @@ def fit(self:CAP,
     T,chosen = zero,{}
     if texts is not None and any(c in texts for c in task.classes):
         words,cands = embed_candidates(vlm, task.classes, texts)
-        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior)
+        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior, diagnosis.runs[0] if diagnosis.runs else None)
         T,chosen = got.T,_record(texts, task.classes, words, got)
         start.q = got.q
         lap('choose descriptions')
@@ -367,7 +380,8 @@ def _labeled(task):
     return (i,y) if len(i) else None
 
 _why = {'paper': 'nearest to a group of images', 'one-to-one': 'nearest to the group of images that no other class has', 'support': 'supported best by the images of the class',
-        'mean': 'supported best by the images of the class, used with the others', 'first': 'the first candidate'}
+        'mean': 'supported best by the images of the class, used with the others', 'first': 'the first candidate',
+        'leftover': 'nearest to a group of images that no name took', 'leftover one-to-one': 'nearest to the group that no name took and no other class has'}
 
 def _record(texts, classes, words, choice):
     "Write the choice into the descriptions; class -> sentence in use"

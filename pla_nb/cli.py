@@ -429,7 +429,7 @@ def _adapt_arguments(p):
     p.add_argument('--preset', choices=['paper','released'], help="the switches of the paper, or of its code; other options change single ones (default: the library's own)")
     p.add_argument('--strategy', choices=['cap','fpl','ifpl','upl','grip','cpl'], help='where pseudolabels come from (default: cap)')
     p.add_argument('--prior', choices=['auto','uniform','estimate'], help='shares of the classes among the images: equal, estimated, or estimated where that is clearly uneven (default: auto)')
-    p.add_argument('--choose', default='auto', choices=['auto','mean','paper','one-to-one','support','first'], help='which description stands for a class (default: auto)')
+    p.add_argument('--choose', default='auto', choices=['auto','mean','paper','one-to-one','leftover','leftover one-to-one','support','first'], help='which description stands for a class (default: auto)')
     p.add_argument('--checkpoint', metavar='DIR', help='keep the state of a run there, and go on from it (dials text and maple)')
     p.add_argument('--seed', type=int, help='of everything random (default: 0)')
     p.add_argument('--epochs', type=int, help='passes over the images')

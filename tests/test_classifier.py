@@ -3,6 +3,7 @@ import json, os, shutil, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
+from pla_nb.align import detect_mismatch
 from pla_nb.backbones import OpenClip, Starter
 from pla_nb.classifier import RULES, CAP, Classifier, adapt, choose_texts, embed_candidates, read_descriptions
 from pla_nb.data import ArrayImages, Task, UnreadableImage, fashion_mnist
@@ -187,6 +188,19 @@ def test_the_supported_sentence_is_found():
     for how in ('mean','paper','one-to-one','support'):
         got = choose_texts(V, torch.nn.functional.normalize(V-V.mean(0), dim=1), cands, how=how)
         assert got.pick==[1,0,0] and len(got.scores[0])==2 and (how=='mean' or torch.allclose(got.T, A, atol=1e-5)), how
+
+@pytest.mark.parametrize('how', ['leftover','leftover one-to-one'])
+def test_lost_names_choose_among_the_images_that_no_name_took(how):
+    "Three groups; the third name points nowhere, one of its sentences at the third group; the sentences of the others stay a mean"
+    g,I = torch.Generator().manual_seed(0),torch.eye(8)
+    V = torch.nn.functional.normalize(I[:3].repeat_interleave(30, 0)+.1*torch.randn(90, 8, generator=g), dim=1)
+    names = torch.stack([I[0], I[1], I[7]])
+    cands = [torch.stack([I[0],I[3]]), I[1][None], torch.stack([I[6],I[2],I[5]])]
+    m = detect_mismatch(V, names, t=1, classes=['a','b','c'])
+    got = choose_texts(V, V, cands, how=how, mismatch=m)
+    assert m.final=={2} and got.pick[2]==1 and torch.equal(got.T[2], I[2]) and len(got.scores[2])==3
+    assert torch.allclose(got.T[0], torch.nn.functional.normalize(I[0]+I[3], dim=0)) and torch.equal(got.T[1], I[1])
+    with pytest.raises(ValueError, match='pass mismatch'): choose_texts(V, V, cands, how=how)
 
 def test_descriptions_replace_the_lists_of_their_classes(vlm, task):
     clf = fit(vlm, task, {NAMES[0]: 'red'}, start='zero-shot', epochs=0)
