@@ -309,7 +309,7 @@ def to_task(self:Review,
     if not checks: i, c = (o[~np.isin(i, self.sample[0])] for o in (i, c))
     if not len(i): raise ValueError('no image has been named yet'+(': those drawn at random are kept for checks, checks=True learns from them' if len(self.sample[0]) else ''))
     targets = np.full(len(task), -1) if task.targets is None else task.targets.copy()
-    targets[i] = [task.classes.index(self.classes[o]) for o in c]
+    targets[i] = class_indices([self.classes[o] for o in c], task.classes)
     out = replace(task, targets=targets, labeled=np.union1d(task.labeled, i), paradigm='TRZSL' if task.paradigm=='TRZSL' else 'SSL')
     return out.subset(np.setdiff1d(np.arange(len(task)), self.discarded)) if drop and len(self.discarded) else out
 
@@ -487,18 +487,26 @@ def review_classifier(
 )->Review: # what was answered before is not asked again
     "The images of a classifier that are most worth a look."
     if task is None and not clf.run: raise ValueError('a classifier that was loaded does not know its images: pass task=Task.from_folder(...)')
-    f = clf.run['features'] if task is None else features(clf.vlm, task, cache=cache, progress=progress)
-    proba = (clf.logits(f.V, f.U)/clf.temperature).softmax(1).cpu().numpy()
-    zero = clf.run['before'] if task is None else zero_shot_proba(f.V, clf.vlm.encode_classes(clf.classes).to(f.V), clf.vlm.logit_scale)
+    f, proba, zero = _opinions(clf, task, cache, progress)
     X = f.V if f.U is None else f.U
     groups = group_labels(X, proba, seed=seed)
     empty = worth_a_look(proba, k=0)
     r = Review(f.task, empty, clf.classes, path)
     skip = sorted({*r.answers, *f.task.labeled.tolist()})
     typical = typical_images(X, k//2, seed, skip)
-    r.table = worth_a_look(proba, zero.cpu().numpy(), groups, k, per, random, skip, clf.classes, seed, typical)
+    r.table = worth_a_look(proba, zero, groups, k, per, random, skip, clf.classes, seed, typical)
     r.rows = {int(i): n for n,i in enumerate(r.table['image'])}
     return r
+
+# %% ../nbs/12_review.ipynb #39bc3595
+def _opinions(clf, task, cache, progress):
+    "Features of the images, and their probabilities (N,C) by the classifier and by the model before adaptation"
+    encode = lambda vlm, task: features(vlm, task, cache=cache, progress=progress)
+    f = clf.run['features'] if task is None else encode(clf.base, task)
+    zero = clf.run['before'] if task is None else zero_shot_proba(f.V, clf.base.encode_classes(clf.classes).to(f.V), clf.base.logit_scale)
+    if clf.vlm is not clf.base: f = encode(clf.vlm, f.task) # prompts in the image tower: other features
+    proba = (clf.logits(f.V, f.U)/clf.temperature).softmax(1)
+    return f, proba.cpu().numpy(), zero.cpu().numpy()
 
 # %% ../nbs/12_review.ipynb #55d8a6d8
 @patch

@@ -4,8 +4,9 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from pla_nb.backbones import OpenClip
-from pla_nb.classifier import CAP, Classifier
+from pla_nb.classifier import CAP, Classifier, zero_shot_proba
 from pla_nb.data import Task, UnreadableImage
+from pla_nb.prompts import Prompted
 from pla_nb.review import *
 
 prop = settings(deadline=None, max_examples=40)
@@ -216,6 +217,12 @@ def test_labels_of_the_next_fit(r):
     whole = r.to_task(drop=False)
     assert len(whole)==20 and (whole.targets>=0).sum()==2
 
+def test_labels_for_a_task_with_other_classes(r):
+    r.change(int(r.table['image'][0]), 2)
+    turned = Task(r.task.images, NAMES[::-1])
+    assert r.to_task(turned).train_labels[1].tolist()==[0]
+    with pytest.raises(ValueError, match='among the 2 class names'): r.to_task(Task(r.task.images, NAMES[:2]))
+
 def test_truth_is_overruled_only_where_a_person_answered(task, table, tmp_path):
     task = Task(task.images, NAMES, np.zeros(20, int), 'SSL', [int(table['image'][0])])
     r = Review(task, table, path=tmp_path/'x.json')
@@ -325,6 +332,25 @@ def test_from_a_live_classifier_to_the_next_fit(clf, tmp_path):
     assert r.trust(again).checked==3
     more = clf.review(k=6, path=tmp_path/'r.json').review
     assert not set(more.table['image'])&set(r.table['image']) and more.answers==r.answers # not asked twice
+
+@pytest.fixture(scope='module')
+def prompted(clf):
+    "Prompts in both towers, far from where they began: the image tower is another one now"
+    task = clf.run['features'].task
+    return CAP(clf.vlm, dial='maple', epochs=3, steps=4, batch_size=8, n_ctx=2, depth=2, lr=5., precision='fp32').fit(task, progress=False)
+
+@pytest.mark.parametrize('given', [False, True])
+def test_proposals_are_what_a_classifier_with_prompts_says(clf, prompted, tmp_path, given):
+    task, base = clf.run['features'].task, clf.vlm
+    assert isinstance(prompted.vlm, Prompted) and prompted.base is base
+    frozen = prompted.logits(clf.run['features'].V, clf.run['features'].U).argmax(1).tolist()
+    said = prompted.predict(task)
+    assert [NAMES[c] for c in frozen]!=said # prompts moved far enough to matter
+    t = review_classifier(prompted, task if given else None, k=45, path=tmp_path/'r.json').table
+    assert len(t)==45 and [NAMES[c] for c in t['proposed']]==[said[i] for i in t['image']]
+    zero = zero_shot_proba(clf.run['features'].V, base.encode_classes(NAMES), base.logit_scale).argmax(1).tolist()
+    changed = t[t['kind']=='label changed']
+    assert len(changed) and all(zero[o.image]==o.other for o in changed.itertuples())
 
 def test_from_a_saved_classifier(clf, tmp_path):
     loaded = Classifier.load(clf.save(tmp_path/'c'), vlm=clf.vlm)
