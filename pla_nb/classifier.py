@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULES', 'CALIBRATORS', 'read_descriptions', 'embed_candidates', 'Choice', 'choose_texts', 'Classifier', 'CAP',
-           'zero_shot_proba', 'adapt']
+           'zero_shot_proba', 'check_folder', 'adapt']
 
 # %% ../nbs/11_classifier.ipynb #e91c4e92
-import hashlib, json, os, shutil, tempfile, time, warnings
+import difflib, hashlib, json, os, shutil, tempfile, time, warnings
 from functools import cached_property
 from dataclasses import dataclass, field, fields, asdict, replace
 from pathlib import Path
@@ -51,6 +51,8 @@ def read_descriptions(
     file = source if isinstance(source, FromFile) else FromFile(source)
     found = {c: e for c in classes if (e := file.lookup(c))}
     if not found: raise ValueError(f"{file.path} describes none of the classes {', '.join(classes[:5])}, …: use the same names")
+    for k in file.descriptions: # a file may be about more classes than these; a misspelt one leaves its class without a description
+        if k not in classes and (near := difflib.get_close_matches(k, [c for c in classes if c not in found], 1, .8)): warnings.warn(f"{file.path} describes {k!r}, which is no class: did you mean {near[0]!r}?")
     # Sentences alone stand alone; in a file that `Descriptions.save` wrote, the name may compete.
     named = 'format' in json.loads(Path(file.path).read_text(encoding='utf-8')) and file.descriptions.name_is_candidate
     return Descriptions(found, name_is_candidate=named, template=template)
@@ -232,7 +234,9 @@ class CAP:
     ):
         self.vlm = VLM(vlm) if isinstance(vlm, str) else vlm
         known = [f.name for f in fields(CAPConfig)]
-        if bad := [k for k in kw if k not in known]: raise ValueError(f"there is no setting {bad[0]!r}; the settings are {', '.join(known)}")
+        if bad := [k for k in kw if k not in known]:
+            near = difflib.get_close_matches(bad[0], known, 1)
+            raise ValueError(f"there is no setting {bad[0]!r}: {f'did you mean {near[0]!r}' if near else 'the settings are '+', '.join(known)}")
         self.config = replace(config or CAPConfig(), **kw)
     def __repr__(self): return f'CAP({self.vlm.name})'
 
@@ -240,7 +244,7 @@ class CAP:
 @patch
 def fit(self:CAP,
     task:Task, # images and class names; labels are read only where the paradigm allows it
-    descriptions=None, # Descriptions, dict, JSON file, or an engine to ask about misnamed classes; None: names only
+    descriptions=None, # Descriptions, dict, JSON file, or an engine to ask about doubtful classes; None: names only
     context:str='photo', # what the images are, for the engine
     features=None, # Features of the task, if they are there already
     diagnosis:Diagnosis|None=None, # if it is there already
@@ -577,9 +581,16 @@ def save_with_report(self:Classifier,
     return report
 
 # %% ../nbs/11_classifier.ipynb #586ab5da
+def check_folder(
+    folder, # where a classifier is to go
+):
+    "An error if other files are there"
+    folder = Path(folder).expanduser()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder/'classifier.json').exists(): raise FileExistsError(17, 'it holds other files: give a new folder', str(folder))
+
 def _write(clf, folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and any(folder.iterdir()) and not (folder/'classifier.json').exists(): raise FileExistsError(17, 'it holds other files: give a new folder')
+    check_folder(folder)
     name = folder.resolve().name
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{name[:40]}-'))
     try:
@@ -732,6 +743,7 @@ def adapt(
     **config, # of `CAPConfig`
 )->Classifier:
     "Images and class names in, adapted classifier and report out"
+    if out is not None: check_folder(out) # an error now rather than after the long part
     vlm = VLM(vlm, pretrained) if isinstance(vlm, str) else vlm
     task = folder if isinstance(folder, Task) else Task.from_folder(folder, classes=classes)
     if isinstance(test, (str, Path)): test = Task.from_folder(test, classes=task.classes)

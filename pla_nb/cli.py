@@ -69,7 +69,9 @@ def _sentence(e):
     text = getattr(e, 'strerror', None) or str(e) or type(e).__name__
     if getattr(e, 'filename', None) and str(e.filename) not in text: text = f"{text}: '{e.filename}'"
     # the library speaks of its arguments
-    return text.replace('pass labels=None', 'add --flat').replace('pass classes=[...] or a file with the names', 'add --classes FILE, a file with one name a line')
+    words = {'pass labels=None': 'add --flat', 'pass classes=[...] or a file with the names': 'add --classes FILE, a file with one name a line', "VLM('ViT-B-32-quickgelu', 'openai')": '--model ViT-B-32-quickgelu --pretrained openai'}
+    for said,typed in words.items(): text = text.replace(said, typed)
+    return text
 
 # %% ../nbs/20_cli.ipynb #e32c3424
 def _written(
@@ -142,7 +144,7 @@ def _engine(
     if name=='auto': engine = lib.default_engine()
     elif kind=='embedded': engine = lib.EmbeddedLLM(model or None)
     elif kind=='ollama' and model: engine = lib.Ollama(model)
-    else: raise UsageError(f"expected --engine none, embedded, embedded:FILE.gguf, ollama:MODEL or auto, got {name!r}")
+    else: raise UsageError(f"expected --engine none, embedded, embedded:FILE.gguf, ollama:MODEL or auto, got {name!r}{'' if ':' in name else f': a model of Ollama is --engine ollama:{name}'}")
     if engine is not None: engine.prepare()
     return engine
 
@@ -151,7 +153,11 @@ def _task(a, lib):
     "The images of a command"
     return lib.Task.from_folder(a.folder, a.classes, getattr(a, 'paradigm', 'UL'), labels=None if a.flat else 'folders', **({'n': a.n} if getattr(a, 'n', None) else {}))
 
-def _vlm(a, lib): return lib.VLM(a.model, a.pretrained, device=a.device)
+def _vlm(a, lib):
+    "The model of a command"
+    if a.model!='starter' and not a.pretrained and ':' not in a.model: raise UsageError(f'--model {a.model} alone has random weights: name a tag, such as --pretrained openai, or a checkpoint file')
+    if not a.quiet: _complain(f'loading {a.model}')
+    return lib.VLM(a.model, a.pretrained, device=a.device)
 
 def _diagnosis_lines(d):
     "A diagnosis in words"
@@ -175,6 +181,7 @@ def diagnose_command(a):
     task = _task(a, lib)
     vlm = _vlm(a, lib)
     f = lib.features(vlm, task, strict=a.strict, progress=not a.quiet)
+    if not a.quiet: _complain('comparing groups of images with names')
     with _half_of_the_cores(): d = lib.diagnose(vlm, f.task, features=f)
     _say(*_diagnosis_lines(d), '', *_count_table(d, lib))
     if a.json: _say('', f'as JSON: {_written(a.json, d.save)}')
@@ -191,10 +198,13 @@ def adapt_command(a):
     cfg,task = _config(a, lib),_task(a, lib)
     test = lib.Task.from_folder(a.test, task.classes) if a.test else None
     if a.descriptions: lib.read_descriptions(a.descriptions, task.classes)
+    lib.check_folder(a.out) # an error now rather than after the long part
     texts,vlm = a.descriptions or _engine(a.engine or 'none', lib),_vlm(a, lib)
+    if cfg.dial!='features': lib.prompts_for(vlm, task.classes, cfg.dial, cfg.n_ctx, cfg.depth)
     began = time.time()
     f = lib.features(vlm, task, strict=a.strict, progress=not a.quiet)
     times = {'encode images': time.time()-began}
+    if not a.quiet: _complain('comparing groups of images with names')
     with _half_of_the_cores():
         d = lib.diagnose(vlm, f.task, features=f)
         times['diagnose'] = time.time()-began-times['encode images']
@@ -205,6 +215,7 @@ def adapt_command(a):
     place = Path(clf.about['folder']) # it may not be where it was asked for
     if not a.quiet: _say(*_outcome(clf, report, lib))
     _say(f'classifier: {place}', f'report:     {place/"report.html"}')
+    if not a.quiet: _say('', 'next:', f'    pla predict {place} some.jpg', *([] if test else [f'    pla report {place} --test labelled/      # how good it is, on images in class folders']))
 
 # %% ../nbs/20_cli.ipynb #1fedb8bc
 def _outcome(clf, report, lib):
@@ -337,6 +348,7 @@ def demo_command(a):
     _say('pla demo: adapts a zero-shot model to photos of clothes, without reading a single label of them', '')
     lib = _library(True)
     pool,test = _demo_images(a, lib)
+    lib.check_folder(a.out)
     written = a.descriptions or 'fashion_mnist'
     lib.read_descriptions(written, pool.classes)
     vlm,bars = lib.VLM('starter', device=a.device),not a.quiet

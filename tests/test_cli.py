@@ -62,8 +62,14 @@ def test_adapt_writes(clf):
 def test_adapt_says(pla, train, test, tmp_path):
     code,out,err = pla('adapt', train, '--out', tmp_path/'c', '--test', test, '-c', 'epochs=2', '-c', 'balance=no', '--seed', 3)
     assert code==0 and 'Accuracy on 24 held-out images' in out and str(tmp_path/'c'/'report.html') in out and 'zero-shot' in out
+    assert f"next:\n    pla predict {tmp_path/'c'} some.jpg" in out and 'loading starter' in err
     cfg = json.loads((tmp_path/'c'/'classifier.json').read_text())['config']
     assert (cfg['epochs'],cfg['balance'],cfg['seed']) == (2,False,3)
+
+def test_a_misspelt_class_in_a_file_is_noticed(pla, train, tmp_path):
+    (tmp_path/'words.json').write_text(json.dumps({'trousr': 'Legs of cloth.', 'bag': 'A bag.', 'umbrella': 'Keeps rain off.'}))
+    code,_,err = pla('adapt', train, '--out', tmp_path/'c', '--descriptions', tmp_path/'words.json', '--epochs', 1, '--quiet')
+    assert code==0 and "describes 'trousr', which is no class: did you mean 'trouser'?" in err and 'umbrella' not in err
 
 def test_adapt_twice_gives_the_same(pla, train, clf, tmp_path):
     assert pla('adapt', train, '--out', tmp_path/'c', '--descriptions', 'fashion_mnist', '--epochs', 3)[0] == 0
@@ -93,7 +99,7 @@ def test_read_only_folder(pla, train, tmp_path):
     (['diagnose','{train}','--classes','{wrong}'], 1, "missing 'bag'"),
     (['diagnose','{train}','--classes','{twice}'], 1, 'read the same'),
     (['diagnose','{train}/bag'], 1, '--classes FILE'),
-    (['diagnose','{train}','--model','ViT-B-99'], 1, 'ViT-B-99'),
+    (['diagnose','{train}','--model','ViT-B-99','--pretrained','openai'], 1, 'ViT-B-99'),
     (['diagnose'], 2, 'FOLDER'),
     (['nonsense'], 2, 'invalid choice'),
     (['adapt','{train}'], 2, '--out'),
@@ -104,6 +110,12 @@ def test_read_only_folder(pla, train, tmp_path):
     (['adapt','{train}','--out','o','--descriptions','x.json'], 1, 'x.json'),
     (['adapt','{train}','--out','o','--test','{other}'], 1, "missing 'cat'"),
     (['adapt','{train}','--out','o','--engine','embedded:none.gguf'], 1, 'none.gguf'),
+    (['adapt','{train}','--out','o','--engine','llama3.2'], 2, 'is --engine ollama:llama3.2'),
+    (['adapt','{train}','--out','o','--model','ViT-B-32'], 2, 'has random weights: name a tag, such as --pretrained openai'),
+    (['adapt','{train}','--out','o','--dial','maple'], 1, '--model ViT-B-32-quickgelu --pretrained openai'),
+    (['adapt','{train}','--out','{other}'], 1, 'it holds other files: give a new folder'),
+    (['calibrate','{empty}','{train}'], 1, 'no classifier in'),
+    (['calibrate','{clf}','{other}'], 1, "missing 'cat'"),
     (['predict','{empty}','{train}'], 1, 'no classifier in'),
     (['predict','{clf}','no.png'], 1, 'no such image: no.png'),
     (['predict','{clf}'], 2, 'IMAGE'),
