@@ -340,10 +340,11 @@ def strong(self:Pixels,
     scale: tuple = (.08,1.), # least and greatest share of the area
     flip: float = .5, # share of mirrored views; 1.: all, as in the released code
     size: int|None = None, # side in pixels; default: the square's
+    part: slice = slice(None), # of `idx`: which views to make; random numbers are drawn for all
 ) -> Tensor: # (B,3,size,size) uint8
     "Random resized crops"
     rows,device,size = self.table[_positions(idx)],torch.device(device),size or self.preprocess.size
-    boxes,mirrored = random_boxes(rows[:,3:], generator, scale, flip=flip)
+    rows,boxes,mirrored = (o[part] for o in (rows, *random_boxes(rows[:,3:], generator, scale, flip=flip)))
     parts = [self._cut(b, s, h, w)[y:y+bh,x:x+bw] for (b,_,s,h,w),(y,x,bh,bw) in zip(rows.tolist(), boxes.tolist())]
     return (_views_one_by_one if device.type=='cpu' else _views_at_once)(parts, mirrored, size, device)
 

@@ -340,6 +340,13 @@ def test_views_repeat_with_the_generator_only():
     g = gen(1)
     assert torch.equal(p.strong(range(5), g), a) and not torch.equal(p.strong(range(5), g), a)
 
+def test_a_part_is_what_it_is_of_the_whole():
+    p = make(ArrayImages(np.random.default_rng(0).integers(0, 256, (7,50,50,3), dtype=np.uint8)), loose=40)
+    g,h = gen(1),gen(1)
+    for part in (slice(0, None, 2), slice(1, None, 2), slice(7, None)): assert torch.equal(p.strong(range(7), gen(1), part=part), p.strong(range(7), gen(1))[part])
+    p.strong(range(7), g, part=slice(3)); p.strong(range(7), h)
+    assert torch.equal(torch.rand(3, generator=g), torch.rand(3, generator=h)) # as many random numbers
+
 def test_flip_one_is_the_released_codes():
     p = make(ArrayImages(np.random.default_rng(0).integers(0, 256, (6,50,50,3), dtype=np.uint8)))
     never,always = (p.strong(range(6), gen(1), flip=f) for f in (0.,1.))
