@@ -100,6 +100,16 @@ class CalibratedLoss:
         self.running = None if self.momentum is None else RunningMean(self.momentum)
         return self
 
+    def state_dict(self)->dict: # name -> Tensor
+        "What it remembers, for a checkpoint"
+        return {} if self.running is None or self.running.value is None else {'running_mean': self.running.value}
+
+    def load_state_dict(self,
+        state:dict, # what `state_dict` gave
+    ):
+        "Remember it again"
+        if self.running is not None: self.running.value = state.get('running_mean')
+
     def __call__(self,
         z, # (B,C) logits, already times the logit scale
         y, # (B,) classes, true ones or pseudolabels

@@ -101,7 +101,14 @@ def test_running_mean_gives_single_images_a_spread():
     loss = CalibratedLoss(momentum=.5)
     T = unit(0, 2, 3)
     for _ in range(2): loss(torch.tensor([[9., 0.]]), torch.tensor([0]), T, T)
-    assert loss.running.value==9 and loss.reset().running.value is None
+    assert loss.running.value==9
+    other = CalibratedLoss(momentum=.5)
+    other.load_state_dict(loss.state_dict())
+    a = (torch.tensor([[1., 0.]]), torch.tensor([0]), T, T)
+    assert other(*a)==loss(*a)!=CalibratedLoss(momentum=.5)(*a) and other.running.value==loss.running.value==5
+    assert loss.reset().running.value is None and loss.state_dict()==CalibratedLoss().state_dict()=={}
+    other.load_state_dict({})
+    assert other.running.value is None
 
 def test_half_precision_is_raised():
     z = torch.tensor([[300., 0.], [0., 1.]], dtype=torch.float16)
