@@ -106,9 +106,10 @@ def _hash_weights(state, # name -> Tensor
 def pick_device(device=None, # 'cpu', 'cuda', 'mps' or None for the best one there is
 ) -> torch.device:
     "The device to run on"
-    if device is not None: return torch.device(device)
-    if torch.cuda.is_available(): return torch.device('cuda')
-    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+    if device is None: device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    device = torch.device(device)
+    if (device.type,device.index)!=('cuda',None) or int(os.environ.get('WORLD_SIZE', 1))<2: return device
+    return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
 
 # %% ../nbs/01_backbones.ipynb #bfd56e5e
 def pick_precision(precision:str, # 'auto' | 'fp32' | 'bf16' | 'fp16'
