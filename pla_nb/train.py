@@ -7,7 +7,8 @@ __all__ = ['UNEVEN', 'CAPConfig', 'Evidence', 'Head', 'sharpen', 'first_labels',
            'loss_weights', 'fit_head', 'Learner', 'Ensemble', 'HeadLearner', 'fit_strategy', 'plot_history']
 
 # %% ../nbs/08_train.ipynb #0a9ffb02
-import copy, math, time
+import copy, math, time, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 import numpy as np, pandas as pd, torch
@@ -25,7 +26,7 @@ class CAPConfig:
     "Settings of a run; each can be set alone. `None` takes the dial's default, which `resolved` fills in"
     seed: int = 0 # of everything random
     dial: str = 'features' # what is trained: 'features' (a head on cached features), 'text' (prompts) or 'maple' (prompts in both towers)
-    strategy: str = 'cap' # where labels come from: 'cap', or a baseline: 'fpl', 'ifpl', 'upl', 'grip', 'cpl'
+    strategy: str = 'cap' # where labels come from: 'cap', or a baseline: 'fpl', 'ifpl', 'upl' (not on maple), 'grip', 'cpl'
     start: str = 'mixture' # first labels: 'mixture', or 'zero-shot' top-k [paper]
     balance: bool = True # later labels give every class its share of `prior` (Sinkhorn); False: plain argmax [paper]
     prior: object = 'auto' # share of each class in the pool: 'uniform' [paper], 'estimate', 'auto' (estimated, and equal unless the estimate is clearly uneven), or C numbers
@@ -36,7 +37,7 @@ class CAPConfig:
     rho: float = .8 # share of a class's images that are labeled at the end [code]
     tau: float|None = None # confidence that the unlabeled loss asks for. None: .8 on features, 0 for text, .85 for maple [code]
     epochs: int|None = None # None: 10 passes over the pool on features, for text 10 times `steps`, for maple 50 times [code]
-    steps: int|None = None # steps of an epoch, prompts. None: 50 [code], for text 15
+    steps: int|None = None # of an epoch, prompts; on features an epoch is a pass over the pool. None: 50 [code], for text 15
     batch_size: int|None = None # images of each kind in a step. None: 256, for maple 32 [code]
     lr: float|None = None # SGD with momentum .9, cosine to 0. None: .1, for maple .01 [code]
     warmup: int = 50 # steps in which the rate of prompts rises from 0 [code]
@@ -47,7 +48,7 @@ class CAPConfig:
     dim: int = 256 # directions of the image features to keep
     hops: int = 3 # rounds of averaging over neighbours before clustering; 0: none
     n_neighbours: int = 16 # in those rounds, and in the strong view
-    train_text: bool = True # features: learn an offset of every class text
+    train_text: bool = True # features only: learn an offset of every class text
     adapters: bool = True # bottleneck adapters, dropped after training [paper]
     shared_adapters: bool = False # one image adapter for both losses; False: independent ones [paper]
     hidden: int = 128 # width of their bottleneck [code]
@@ -56,13 +57,13 @@ class CAPConfig:
     dropout: float = .3 # strong view of features: share of the feature dropped
     noise: float = .5 # strong view of features: length of the noise, against 1 of the feature
     views: int = 0 # text: augmented views of each image to encode and cache for the strong view; 0 makes it from features
-    n_ctx: int|None = None # learned tokens. None: 16 for text [CoOp], 2 for maple [paper]
+    n_ctx: int|None = None # prompts: learned tokens. None: 16 for text [CoOp], 2 for maple [paper]
     depth: int = 8 # maple: layers with prompts [paper]
     update: str = 'merge' # of the pseudolabels of prompts: 'merge' chooses anew from all images, 'released' lets new ones push old ones out [code]
     update_every: int|None = None # epochs between updates, prompts. None: 5 [code], for text 1
     keep: float|None = None # prompts: weight of the first soft labels in all later ones. None: 2 after start='mixture', else 0 [paper]
     count: str = 'pool' # class ratio of prompts from the last view of every image ('pool'), or from the last 'epoch' only [code]
-    restrict: bool = True # TRZSL: unlabeled images have unseen classes only; False: all [code]
+    restrict: bool = True # prompts, TRZSL: unlabeled images have unseen classes only; False: all [code]
     weigh_losses: bool = True # TRZSL: each class counts the same in the loss; False: each of the three losses does [paper]
     exclude_selected: bool = False # leave the pseudolabeled images out of the unlabeled loss [paper figure]
     precision: str = 'auto' # of prompts: 'auto', 'fp32' or 'bf16' (autocast; weights stay fp32)
@@ -73,6 +74,7 @@ class CAPConfig:
                        update=('merge','released'), count=('pool','epoch'), precision=('auto','fp32','bf16'))
         for name,known in choices.items():
             if (v := getattr(self, name)) not in known: raise ValueError(f"expected {name} {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {v!r}")
+        if self.dial=='maple' and self.strategy=='upl': raise ValueError(_no_ensemble)
         if not isinstance(self.prior, str): self.prior = [float(o) for o in self.prior] # of any kind of array: settings go into JSON
         elif self.prior not in ('auto','uniform','estimate'): raise ValueError(f"expected prior 'auto', 'uniform', 'estimate' or a share for each class, got {self.prior!r}")
         for name,least in dict(k=1, epochs=0, steps=1, batch_size=1, warmup=0, dim=1, hops=0, n_neighbours=1, hidden=1, views=0, n_ctx=0, depth=1, update_every=1).items():
@@ -88,6 +90,12 @@ class CAPConfig:
         if self.dial=='maple': own |= dict(batch_size=32, lr=.01, epochs=50, tau=.85, n_ctx=2)
         return replace(self, **{k: v for k,v in own.items() if getattr(self, k) is None})
 
+    def ignored(self)->list: # of names
+        "Settings that are not at their default and have no effect on this dial"
+        plain = CAPConfig(dial=self.dial)
+        usual = plain,plain.resolved()
+        return [k for k in _unused(self.dial) if getattr(self, k) not in [getattr(o, k) for o in usual]]
+
     @classmethod
     def paper(cls, **kw)->'CAPConfig':
         "The switches that the paper describes"
@@ -97,8 +105,19 @@ class CAPConfig:
 
     @classmethod
     def released(cls, **kw)->'CAPConfig':
-        "The switches of the released code"
-        return cls.paper(**{**dict(weighting='released', update='released', count='epoch', restrict=False, exclude_selected=False), **kw})
+        "The switches of the released code, those that the dial has"
+        own = dict(weighting='released', update='released', count='epoch', restrict=False, exclude_selected=False)
+        return cls.paper(**{k: v for k,v in own.items() if k not in _unused(kw.get('dial', 'features'))} | kw)
+
+_no_ensemble = "UPL averages several models, and prompts in the image tower (dial 'maple') give each of them image features of its own: take strategy 'fpl', which is UPL with one model, or dial 'text' or 'features'"
+
+def _unused(dial):
+    "Settings that a dial has no use for"
+    return dict(features='steps warmup views n_ctx depth update update_every keep count restrict precision compile',
+                text='train_text depth compile', maple='train_text mix dropout noise views').get(dial, '').split()
+
+def _warn_ignored(cfg):
+    if names := cfg.ignored(): warnings.warn(f"no effect on dial {cfg.dial!r}: {', '.join(names)}. Leave {'it' if len(names)==1 else 'them'} out, or take a dial that has {'it' if len(names)==1 else 'them'}", stacklevel=3)
 
 # %% ../nbs/08_train.ipynb #eb31f1ea
 @dataclass
@@ -256,7 +275,8 @@ class Fit:
     head: Head
     history: pd.DataFrame # a row an epoch
     first: Tensor # (N,C) soft labels at the start
-    last: Tensor # (N,C) soft labels at the end
+    last: Tensor # (N,C) soft labels at the end: true ones kept, classes balanced, those that cannot be left out
+    logits: Tensor # (N,C) what the head says of the pool, without any of that
     selected: PseudoLabels # images trained on in the last epoch
     M: Tensor # (C,C) margin of the last epoch
     seconds: float
@@ -303,18 +323,37 @@ def loss_weights(
 
 def _step(head, V, u, q, sel, rows, lab, M, nbrs, cfg, g, regulariser=None, weights=(1.,1.)):
     "The three losses of a step"
-    total = u.new_zeros(())
+    total,said = u.new_zeros(()),[]
     for (i,y),w in zip(((sel.indices, sel.labels), lab), weights[::-1]):
         if not len(i): continue
         j = torch.randint(len(i), (min(cfg.batch_size, len(i)),), generator=g).to(u.device)
-        logits = head.logits(V[i[j]], u[i[j]], head.main)
-        total = total + w*margin_loss(logits, y[j], M)
-        if regulariser: total = total + regulariser(logits, y[j], head.texts, head.evidence.T)
+        said.append((head.logits(V[i[j]], u[i[j]], head.main), y[j]))
+        total = total + w*margin_loss(*said[-1], M)
+    if regulariser is not None and said: total = total + _extra(regulariser, said, head)
     conf,y = q[rows].max(1)
     sure = conf>cfg.tau
     rows,y = rows[sure],y[sure]
     if len(rows): total = total + weights[1]*margin_loss(head.logits(V[rows], strong_view(u, rows, nbrs, cfg, g), head.pseudo), y, M)
     return total,len(rows)
+
+def _extra(regulariser, said, head):
+    "What a regulariser adds. One call for all (logits, classes) of a step: a term on the texts counts once"
+    return regulariser(*(torch.cat(o) for o in zip(*said)), head.texts, head.evidence.T)
+
+def _reset(regulariser):
+    "What a regulariser remembers is of one run"
+    if hasattr(regulariser, 'reset'): regulariser.reset()
+
+# %% ../nbs/08_train.ipynb #8a8a245b
+@contextmanager
+def _memory(cfg):
+    "Say what to do when memory runs out"
+    try: yield
+    except (MemoryError, RuntimeError) as e:
+        full = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or any(o in str(e).lower() for o in ('not enough memory',"can't allocate memory",'out of memory'))
+        if not full or str(e).startswith('out of memory with batch_size='): raise # said already
+        other = dict(features=f", or dim={max(1, cfg.dim//2)}, which keeps fewer directions of the images", maple=", or dial='text', which keeps the images encoded").get(cfg.dial, '')
+        raise RuntimeError(f"out of memory with batch_size={cfg.batch_size} at dial={cfg.dial!r} ({(str(e) or type(e).__name__).splitlines()[0][:150]}). Try batch_size={max(1, cfg.batch_size//2)}{other}") from None
 
 # %% ../nbs/08_train.ipynb #e5222b08
 def fit_head(
@@ -327,56 +366,60 @@ def fit_head(
     ranking=None, # misnamed class -> (N,) cosine with its description; used by start='zero-shot'
     progress:bool=True,
     callback=None, # called with the row of each epoch
-    regulariser=None, # (logits (B,C), y (B,), tuned texts (C,d), frozen texts (C,d)) -> scalar, added for labeled and pseudolabeled batches
+    regulariser=None, # (logits (B,C), y (B,), tuned texts (C,d), frozen texts (C,d)) -> scalar, added in each step for its labeled and pseudolabeled images; `reset()` is called before, if it has one
     first=None, # (N,C) soft labels to start from, if they are there already; None: `first_labels`
     nbrs=None, # `neighbours` of the images in the vision space, if they are there already
     space:VisionSpace|None=None, # of the vision features, if it is there already
     prior=None, # (C,) shares of the classes among the unlabeled images, if they are there already; None: as `cfg.prior` says
 )->Fit:
     "Adapt to an unlabeled pool (CAP over cached features)"
+    _warn_ignored(cfg)
+    _reset(regulariser)
     began,cfg = time.time(),cfg.resolved()
     V,T,U = _checked_features(V, T, U if cfg.vision else None)
     (N,C),dev = (len(V), len(T)),V.device
     given,lab,admissible = _checked_labels(labeled, seen, N, C, dev)
-    ranking = ranking if cfg.start=='zero-shot' else None
-    ev = Evidence.fit(V, T, U, cfg.dim, space)
-    u = ev.vision(V, U)
-    nbrs = neighbours(u, min(cfg.n_neighbours, N-1)) if nbrs is None else nbrs
-    if prior is None: prior = pool_prior(V, u, ev, cfg, nbrs, given, admissible)
-    q = first = first_labels(V, u, ev, cfg, nbrs, given, admissible, prior) if first is None else _checked_first(first, given, admissible, C)
-    g = torch.Generator().manual_seed(cfg.seed)
-    sel = _select(q, cfg.k, given, admissible, ranking, prior)
-    with torch.random.fork_rng(devices=[]): # the caller's random numbers stay as they are
-        torch.manual_seed(cfg.seed)
-        head = Head(ev, _prototypes(q, u, sel, cfg), cfg)
-    free = (given<0).nonzero()[:,0]
-    k = growth(cfg.k, max(1, len(free)//int(admissible.sum())), cfg.rho, cfg.epochs) if cfg.grow else lambda e: cfg.k
-    params = [p for p in head.parameters() if p.requires_grad]
-    opt = torch.optim.SGD(params, cfg.lr, momentum=.9, weight_decay=cfg.weight_decay)
-    steps = math.ceil(len(free)/cfg.batch_size)
-    sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, max(1, cfg.epochs*steps))
-    M,rows = torch.zeros(C, C, device=dev),[]
-    weights = loss_weights(int((~admissible).sum()) if cfg.weigh_losses else 0, C)
-    for e in tqdm(range(cfg.epochs), desc='training', unit='epoch', disable=not progress):
-        if e:
-            logits,q = _relabel(head, V, u, cfg, given, admissible, prior)
-            sel = _select(q, k(e), given, admissible, None, prior)
-            if cfg.margin: M = _margin(head, u, sel, logits, cfg, given, list(seen) or None, prior)
-        pool = free[~torch.isin(free, sel.indices)] if cfg.exclude_selected else free
-        order = pool[torch.randperm(len(pool), generator=g).to(dev)]
-        losses,sure = [],0
-        for s in range(steps):
-            loss,n = _step(head, V, u, q, sel, order[s*cfg.batch_size:(s+1)*cfg.batch_size], lab, M, nbrs, cfg, g, regulariser, weights)
-            opt.zero_grad()
-            if loss.requires_grad: loss.backward()
-            opt.step(); sched.step()
-            losses.append(float(loss.detach())); sure += n
-        counts = torch.bincount(q[free].argmax(1), minlength=C).float()
-        rows.append(dict(epoch=e, loss=float(np.mean(losses)), selected=len(sel), k=k(e), confident=sure/max(1, len(pool)),
-                         fewest=int(counts[admissible].min()), most=int(counts.max()), margin=float(M.sum()/(C*(C-1)))))
-        if callback: callback(rows[-1])
-    last = _relabel(head, V, u, cfg, given, admissible, prior)[1] if cfg.epochs else q
-    return Fit(head.eval().requires_grad_(False), pd.DataFrame(rows), first, last, sel, M, time.time()-began, prior)
+    with _memory(cfg):
+        ranking = ranking if cfg.start=='zero-shot' else None
+        ev = Evidence.fit(V, T, U, cfg.dim, space)
+        u = ev.vision(V, U)
+        nbrs = neighbours(u, min(cfg.n_neighbours, N-1)) if nbrs is None else nbrs
+        if prior is None: prior = pool_prior(V, u, ev, cfg, nbrs, given, admissible)
+        q = first = first_labels(V, u, ev, cfg, nbrs, given, admissible, prior) if first is None else _checked_first(first, given, admissible, C)
+        g = torch.Generator().manual_seed(cfg.seed)
+        sel = _select(q, cfg.k, given, admissible, ranking, prior)
+        with torch.random.fork_rng(devices=[]): # the caller's random numbers stay as they are
+            torch.manual_seed(cfg.seed)
+            head = Head(ev, _prototypes(q, u, sel, cfg), cfg)
+        free = (given<0).nonzero()[:,0]
+        k = growth(cfg.k, max(1, len(free)//int(admissible.sum())), cfg.rho, cfg.epochs) if cfg.grow else lambda e: cfg.k
+        params = [p for p in head.parameters() if p.requires_grad]
+        opt = torch.optim.SGD(params, cfg.lr, momentum=.9, weight_decay=cfg.weight_decay)
+        steps = math.ceil(len(free)/cfg.batch_size)
+        sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, max(1, cfg.epochs*steps))
+        M,rows = torch.zeros(C, C, device=dev),[]
+        weights = loss_weights(int((~admissible).sum()) if cfg.weigh_losses else 0, C)
+        for e in tqdm(range(cfg.epochs), desc='training', unit='epoch', disable=not progress):
+            if e:
+                logits,q = _relabel(head, V, u, cfg, given, admissible, prior)
+                sel = _select(q, k(e), given, admissible, None, prior)
+                if cfg.margin: M = _margin(head, u, sel, logits, cfg, given, list(seen) or None, prior)
+            pool = free[~torch.isin(free, sel.indices)] if cfg.exclude_selected else free
+            order = pool[torch.randperm(len(pool), generator=g).to(dev)]
+            losses,sure = [],0
+            for s in range(steps):
+                loss,n = _step(head, V, u, q, sel, order[s*cfg.batch_size:(s+1)*cfg.batch_size], lab, M, nbrs, cfg, g, regulariser, weights)
+                opt.zero_grad()
+                if loss.requires_grad: loss.backward()
+                opt.step(); sched.step()
+                losses.append(float(loss.detach())); sure += n
+            counts = torch.bincount(q[free].argmax(1), minlength=C).float()
+            rows.append(dict(epoch=e, loss=float(np.mean(losses)), selected=len(sel), k=k(e), confident=sure/max(1, len(pool)),
+                             fewest=int(counts[admissible].min()), most=int(counts.max()), margin=float(M.sum()/(C*(C-1)))))
+            if callback: callback(rows[-1])
+        logits,last = _relabel(head, V, u, cfg, given, admissible, prior)
+        if not cfg.epochs: last = q
+    return Fit(head.eval().requires_grad_(False), pd.DataFrame(rows), first, last, logits, sel, M, time.time()-began, prior)
 
 def _checked_features(V, T, U):
     "Features as float32 on one device, or an error that says what is wrong with them"
@@ -460,7 +503,7 @@ class HeadLearner:
     ):
         self.cfg,self.regulariser = cfg.resolved(),regulariser
         self.V,T,U = _checked_features(V, T, U if cfg.vision else None)
-        self.evidence = Evidence.fit(self.V, T, U, cfg.dim, space)
+        with _memory(self.cfg): self.evidence = Evidence.fit(self.V, T, U, cfg.dim, space)
         self.u = self.evidence.vision(self.V, U)
         self.reset(cfg.seed)
 
@@ -478,6 +521,7 @@ class HeadLearner:
             torch.manual_seed(seed)
             self.head = Head(self.evidence, self.u.new_zeros(len(self.evidence.T), self.u.shape[1]), self.cfg)
         self.fresh = True
+        _reset(self.regulariser)
 
     @torch.no_grad()
     def logits(self)->Tensor: # (N,C)
@@ -506,9 +550,10 @@ class HeadLearner:
         sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, max(1, steps))
         losses = []
         for s in range(steps):
-            loss = self._loss(sel, labeled, g)
             opt.zero_grad()
-            if loss.requires_grad: loss.backward()
+            with _memory(self.cfg):
+                loss = self._loss(sel, labeled, g)
+                if loss.requires_grad: loss.backward()
             opt.step(); sched.step()
             losses.append(loss.detach())
             if callback: callback(dict(step=s, loss=float(losses[-1])))
@@ -524,14 +569,13 @@ class HeadLearner:
 
     def _loss(self, sel, labeled, g):
         "One batch of pseudolabeled and one of labeled images"
-        total,head = self.u.new_zeros(()),self.head
+        total,head,said = self.u.new_zeros(()),self.head,[]
         for i,y,cand in ((sel.indices, sel.labels, sel.candidates), (*labeled, None)):
             if not len(i): continue
             j = torch.randint(len(i), (min(self.cfg.batch_size, len(i)),), generator=g).to(self.u.device)
-            logits = head.logits(self.V[i[j]], self.u[i[j]], head.main)
-            total = total + (margin_loss(logits, y[j]) if cand is None else partial_loss(logits, cand[j]))
-            if self.regulariser: total = total + self.regulariser(logits, y[j], head.texts, head.evidence.T)
-        return total
+            said.append((head.logits(self.V[i[j]], self.u[i[j]], head.main), y[j]))
+            total = total + (margin_loss(*said[-1]) if cand is None else partial_loss(said[-1][0], cand[j]))
+        return total if self.regulariser is None or not said else total+_extra(self.regulariser, said, head)
 
 # %% ../nbs/08_train.ipynb #c30246ae
 def fit_strategy(
@@ -546,6 +590,7 @@ def fit_strategy(
     callback=None, # called with the row of each round
 )->Fit: # `head`: the learner's `model()`, merged where there are several; the learner itself if it has none
     "Choose, train anew, and choose again (FPL, UPL, IFPL, GRIP, CPL)"
+    if hasattr(learner, 'check'): learner.check(strategy)
     began,P = time.time(),torch.as_tensor(P).detach().float()
     first,(N,C) = P,P.shape
     given,lab,admissible = _checked_labels(labeled, seen, N, C, P.device)
@@ -572,7 +617,7 @@ def fit_strategy(
         P = total/strategy.members
     bar.close()
     head = learner if not models else models[0] if len(models)==1 else learner.merge(models)
-    return Fit(head, pd.DataFrame(rows), first, P, sel, torch.zeros(C, C, device=P.device), time.time()-began)
+    return Fit(head, pd.DataFrame(rows), first, P, P.clamp(min=torch.finfo(P.dtype).tiny).log(), sel, torch.zeros(C, C, device=P.device), time.time()-began)
 
 # %% ../nbs/08_train.ipynb #9e50df1e
 def plot_history(

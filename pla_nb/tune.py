@@ -11,7 +11,7 @@ __all__ = ['learning_rate', 'Tuned', 'FeatureViews', 'PixelViews', 'StepBatch', 
 import copy, hashlib, importlib, json, math, os, signal, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from .data import atomic_write
 from .margin import class_ratio, margin_loss, margin_matrix, partial_loss, similarity_fusion
 from .prompts import Adapter, prompts_for
 from .pseudolabels import PseudoLabels, growth, neighbours, select_topk
-from .train import CAPConfig, Ensemble, Evidence, _checked_features, _checked_labels, _select, first_labels, loss_weights, pool_prior, strong_view
+from .train import (CAPConfig, Ensemble, Evidence, _checked_features, _checked_labels, _memory, _no_ensemble, _reset, _select, _warn_ignored, first_labels,
+    loss_weights, pool_prior, strong_view)
 
 # %% ../nbs/08b_tune.ipynb #5f27b467
 def learning_rate(
@@ -128,8 +129,8 @@ class PixelViews:
         return self.preprocess.normalize(self.pool.squares(rows, device=self.device))
 
     def strong(self, rows, random, group=None)->Tensor: # (B,3,S,S) normalised, those of this process
-        if group: rows,random = rows[group.part(len(rows))],seeded(random.initial_seed(), group.rank)
-        return self.preprocess.normalize(self.pool.strong(rows, random, device=self.device))
+        "Views of `rows`; boxes are drawn for all of them"
+        return self.preprocess.normalize(self.pool.strong(rows, random, self.device, part=group.part(len(rows)) if group else slice(None)))
 
 # %% ../nbs/08b_tune.ipynb #e47fc8c7
 @dataclass
@@ -178,19 +179,28 @@ def step_losses(
     parts = [o for o in (b.labeled, b.pseudo, b.strong) if o is not None]
     v = iter(model.images(torch.cat(parts)).split([len(o) for o in parts])) if parts else iter(())
     zero = psi.new_zeros(())
-    out = dict(labeled=zero, pseudo=zero, unlabeled=zero, extra=zero)
+    out,said = dict(labeled=zero, pseudo=zero, unlabeled=zero, extra=zero),[]
     for name,x,y,w,cand in (('labeled', b.labeled, b.y, None, None), ('pseudo', b.pseudo, b.yhat, b.weights, b.candidates)):
         if x is None: continue
         z,share = model.logits(next(v), psi, model.main),group.share(len(x) if w is None else w.sum())
         if cand is not None: out[name] = share*partial_loss(z, cand, w)
         elif w is None: out[name] = share*margin_loss(z, y, M)
         else: out[name] = share*margin_loss(z, y, M, w, 'sum')/w.sum().clamp(min=1e-12) # a mean that a GPU need not be waited for
-        if regulariser is not None and len(x): out['extra'] = out['extra']+group.share(len(x))*regulariser(z, y, T, T0)
+        said.append((z, y))
+    if regulariser is not None and said: out['extra'] = zero+_extra(regulariser, said, T, T0, group)
     if b.strong is not None:
         sure,mine = weak['conf']>tau,group.part(len(weak['conf']))
         z = model.logits(next(v), psi, model.pseudo)
         out['unlabeled'] = margin_loss(z, weak['yhat'][mine], M, sure[mine].to(z), 'sum')/sure.sum().clamp(min=1)
     return StepLosses(**out, **weak, weights=weights)
+
+def _extra(regulariser, said, T, T0, group):
+    "What a regulariser adds to the loss of this process. One call for all (logits, classes) of a step: a term on the texts counts once"
+    n,joined = group.size,lambda said: (torch.cat(o) for o in zip(*said))
+    if n==1: return regulariser(*joined(said), T, T0)
+    # gradients are summed over processes, and so are the values that are reported
+    r = regulariser(*joined([(group.whole_with_grad(z), group.whole(y)) for z,y in said]), T.detach()+(T-T.detach())/n, T0)
+    return r-(1-1/n)*r.detach()
 
 @torch.no_grad()
 def _weak(model, x, psi, tau, shift, group):
@@ -218,6 +228,10 @@ class ProcessGroup(OneProcess):
         self.rank,self.size = self.dist.get_rank(),self.dist.get_world_size()
 
     def part(self, n): return slice(self.rank, n, self.size)
+
+    def whole_with_grad(self, x): # the same, with the gradient of this process's rows
+        out = self.whole(x.detach())
+        return out.index_copy(0, torch.arange(len(out), device=x.device)[self.part(len(out))], x)
 
     def whole(self, x): # (B,...) rows of all processes, in the order of the batch
         n = int(self.add(torch.tensor(len(x), device=x.device)))
@@ -550,7 +564,7 @@ def _listed(self:_Run):
     return torch.cat([self.sel.indices, seen.indices]),torch.cat([self.sel.labels, seen.labels])
 
 # %% ../nbs/08b_tune.ipynb #acd6fa54
-_format = 'pla_nb tuning 1'
+_format = 'pla_nb tuning 2'
 
 @patch
 def _tensors(self:_Run): # name -> Tensor
@@ -561,6 +575,7 @@ def _tensors(self:_Run): # name -> Tensor
     out |= {k: getattr(self, k) for k in ('M','shift','yhat','conf','draws','stats')} | dict(soft=self.pool.soft)
     if self.pool.prior is not None: out['prior'] = self.pool.prior
     if isinstance(self.pool.views, PixelViews): out['feats'] = self.pool.feats
+    if hasattr(self.regulariser, 'state_dict'): out |= {f'regulariser.{k}': v for k,v in self.regulariser.state_dict().items()}
     return {k: v.detach().cpu().contiguous().clone() for k,v in out.items()}
 
 @patch
@@ -594,6 +609,7 @@ def load(self:_Run,
     self.pool.soft,self.pool.prior = [t[k].to(dev) if k in t else None for k in ('soft','prior')]
     if 'feats' in t: self.pool.feats.copy_(t['feats'])
     self.stats = t['stats']
+    if hasattr(self.regulariser, 'load_state_dict'): self.regulariser.load_state_dict({k.removeprefix('regulariser.'): v for k,v in t.items() if k.startswith('regulariser.')})
     for k,v in numbers.items(): setattr(self, k, v)
 
 def _read_checkpoint(path, of):
@@ -608,7 +624,7 @@ def _read_checkpoint(path, of):
 
 def _differences(there, here):
     "What differs between two runs, in words"
-    say = lambda o: str(o) if len(str(o))<60 else f'{str(o)[:60]}…'
+    say = lambda o: str(o) if len(str(o))<150 else f'{str(o)[:150]}…'
     return [f'{k} was {say(there.get(k))}, now {say(here.get(k))}' for k in {**there, **here} if there.get(k)!=here.get(k)]
 
 # %% ../nbs/08b_tune.ipynb #ca4ed09e
@@ -629,6 +645,13 @@ def _digest(x):
     eat(x)
     return h.hexdigest()
 
+def _called(f):
+    "A regulariser by its settings, where it is a dataclass, else by its name"
+    if f is None: return None
+    if is_dataclass(f): return repr(f)
+    f = f if hasattr(f, '__qualname__') else type(f)
+    return f'{f.__module__}.{f.__qualname__}'
+
 def _identity(cfg, vlm, classes, **data):
     "What makes a run this run: settings, model and data"
     settings = {k: v if v is None or isinstance(v, (bool,int,float,str)) else _digest(v) for k,v in asdict(cfg).items()}
@@ -648,16 +671,6 @@ def _ctrl_c(on):
     before = signal.signal(signal.SIGINT, note)
     try: yield lambda: bool(asked)
     finally: signal.signal(signal.SIGINT, before)
-
-@contextmanager
-def _memory(cfg):
-    "Say what to do when memory runs out"
-    try: yield
-    except (MemoryError, RuntimeError) as e:
-        full = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or any(o in str(e).lower() for o in ('not enough memory',"can't allocate memory",'out of memory'))
-        if not full: raise
-        less = f"batch_size={max(1, cfg.batch_size//2)}"+(f", or dial='text', which keeps the images encoded" if cfg.dial=='maple' else '')
-        raise RuntimeError(f"out of memory with batch_size={cfg.batch_size} at dial={cfg.dial!r} ({str(e).splitlines()[0][:150]}). Try {less}") from None
 
 # %% ../nbs/08b_tune.ipynb #e3ca603d
 class PromptHead(nn.Module):
@@ -681,7 +694,8 @@ class PromptFit:
     head: PromptHead # the prompts, and logits from their texts
     history: pd.DataFrame # a row an epoch
     first: Tensor # (N,C) soft labels at the start
-    last: Tensor # (N,C) soft labels at the end
+    last: Tensor # (N,C) soft labels at the end: true ones kept, classes balanced, those that cannot be left out
+    logits: Tensor # (N,C) what the prompts say of the pool, adapters off, without any of that
     selected: PseudoLabels # images trained on in the last epoch
     M: Tensor # (C,C) margin of the last epoch
     seconds: float # of training, those before a stop too
@@ -707,7 +721,7 @@ def fit_prompts(
     ranking=None, # misnamed class -> (N,) cosine with its description; used by start='zero-shot'
     pool=None, # Pixels, for dial 'maple'
     views=(), # Features of augmented images, for the strong view of dial 'text'
-    regulariser=None, # (logits (B,C), y (B,), tuned texts (C,d), frozen texts (C,d)) -> scalar, added for labeled and pseudolabeled batches
+    regulariser=None, # (logits (B,C), y (B,), tuned texts (C,d), frozen texts (C,d)) -> scalar, added in each step for its labeled and pseudolabeled images; `reset()` is called before, if it has one
     checkpoint=None, # folder; None keeps none
     every:int=100, # steps between checkpoints
     resume:bool=True, # go on from a checkpoint in the folder
@@ -717,10 +731,12 @@ def fit_prompts(
     prior=None, # (C,) shares of the classes among the unlabeled images, if they are there already; None: as `cfg.prior` says
 )->PromptFit:
     "Learn prompts on an unlabeled pool (CAP)"
+    _warn_ignored(cfg)
+    _reset(regulariser)
     began,cfg,group = time.time(),cfg.resolved(vlm.logit_scale),process_group(vlm.device)
-    run = _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, group, prior)
+    with _memory(cfg): run = _start(vlm, f, cfg, sentences, T0, first, labeled, seen, ranking, pool, views, regulariser, group, prior)
     path = None if checkpoint is None else Path(checkpoint).expanduser()/'prompts.safetensors'
-    of = path and _identity(cfg, vlm, f.task.classes, images=f.V, texts=run.pool.T0, sentences=sentences, ranking=ranking, first=first, labels=run.pool.given, seen=list(seen), views=[o.V for o in views], regulariser=regulariser is not None, shares=prior)
+    of = path and _identity(cfg, vlm, f.task.classes, images=f.V, texts=run.pool.T0, sentences=sentences, ranking=ranking, first=first, labels=run.pool.given, seen=list(seen), views=[o.V for o in views], shares=prior) | dict(regulariser=_called(regulariser))
     if path and resume and path.exists(): run.load(path, of)
     group.wait() # nobody writes before all have read
     if watch is not None: watch = torch.as_tensor(watch).to(run.pool.given)
@@ -801,7 +817,7 @@ def _finish(run):
     with _memory(run.cfg): V = _encode_pool(run.model, p.views, len(p.feats), 4*run.cfg.batch_size, run.group) if isinstance(p.views, PixelViews) else p.feats
     logits = torch.cat([head(v) for v in V.split(8192)])
     run.rebalance(logits)
-    return PromptFit(head, pd.DataFrame(run.rows), p.soft, run.soft(logits), run.sel, run.M, run.seconds, p.prior)
+    return PromptFit(head, pd.DataFrame(run.rows), p.soft, run.soft(logits), logits, run.sel, run.M, run.seconds, p.prior)
 
 def _encode_pool(model, views, n, batch_size, group): # (N,d)
     "Image features with the prompts; each process encodes its share"
@@ -832,12 +848,17 @@ class PromptLearner:
         "As many steps as `fit_prompts` takes"
         return self.cfg.epochs*self.cfg.steps
 
+    def check(self, strategy):
+        "Refuse what cannot be one model in the end"
+        if self.cfg.dial=='maple' and strategy.members>1: raise ValueError(_no_ensemble)
+
     def zero_shot(self)->Tensor: # (N,C) rows sum to 1
         "Probabilities by the frozen texts"
         return (self.vlm.logit_scale*self.V@self.T0.T).softmax(1)
 
     def reset(self, seed:int):
         "Prompts as they start"
+        _reset(self.regulariser)
         c = self.cfg
         self.tuned = Tuned(prompts_for(self.vlm, self.classes, c.dial, c.n_ctx, c.depth, self.sentences, seed), c, self.vlm.dim, self.vlm.logit_scale)
 
@@ -853,7 +874,6 @@ class PromptLearner:
 
     def merge(self, models)->nn.Module:
         "Their probabilities averaged (UPL)"
-        if self.cfg.dial=='maple': raise ValueError("prompts in the image tower give other features for each member: an ensemble (UPL) needs dial 'text' or 'features'")
         return Ensemble(models)
 
 # %% ../nbs/08b_tune.ipynb #e7e623a7
@@ -880,9 +900,10 @@ def learn(self:PromptLearner,
         if len(labeled[0]):
             j = rows(len(labeled[0]), 'labeled')
             b.labeled,b.y = self.views.weak(known[j]),labeled[1][j]
-        with _memory(c): L = step_losses(self.tuned, b, regulariser=self.regulariser, T0=self.T0, group=g)
         opt.zero_grad()
-        if L.total.requires_grad: L.total.backward()
+        with _memory(c):
+            L = step_losses(self.tuned, b, regulariser=self.regulariser, T0=self.T0, group=g)
+            if L.total.requires_grad: L.total.backward()
         _add_gradients(params, g)
         for o in opt.param_groups: o['lr'] = learning_rate(s, steps, c.lr, c.warmup)
         opt.step()

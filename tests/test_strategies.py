@@ -3,6 +3,7 @@ import copy, math
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from pla_nb.calibrate import CalibratedLoss
 from pla_nb.margin import partial_loss
 from pla_nb.pseudolabels import (CPL, FPL, GRIP, IFPL, UPL, PseudoLabels, Strategy, candidate_sets, estimate_prior, neighbours,
     round_quota, select_topk, strategy)
@@ -213,6 +214,27 @@ def test_regulariser():
     assert fit.head.delta.norm()<.9*head().head.delta.norm()
     assert same(head(), head(regulariser=lambda l,*_: 0*l.sum()))
 
+def test_regulariser_of_a_learner():
+    i,sizes = torch.cat([(y==c).nonzero()[:2,0] for c in range(6)]),[]
+    def count(z, yb, T, T0): sizes.append((len(z), len(yb))); return 0*T.sum()
+    rounds(FPL(5), HeadLearner(V, T, U, CAPConfig(**FAST), count), labeled=(i, y[i]), steps=4)
+    assert sizes==[(30+12,)*2]*4 # one call a step
+    l = HeadLearner(V, T, U, CAPConfig(**FAST), CalibratedLoss(momentum=.5))
+    a,b = (rounds(FPL(5), l, steps=6) for _ in range(2))
+    assert torch.equal(a.last, b.last) and not torch.equal(a.last, rounds(FPL(5), steps=6).last) # what it remembers is of one run
+    with pytest.raises(RuntimeError, match="batch_size=64 at dial='features'"): rounds(FPL(5), HeadLearner(V, T, U, CAPConfig(**FAST), lambda *_: torch.empty(2**55).sum()))
+
+def test_a_learner_may_refuse_a_strategy():
+    class Picky(HeadLearner):
+        def check(self, strategy):
+            if strategy.members>1: raise ValueError('one model only')
+        def learn(self, *a, **kw): trained.append(1); return super().learn(*a, **kw)
+    trained,l = [],Picky(V, T, U, CAPConfig(**FAST))
+    with pytest.raises(ValueError, match='one model only'): rounds(UPL(5), l, steps=9)
+    assert not trained
+    rounds(FPL(5), l, steps=9)
+    assert trained
+
 def test_shared_adapters():
     one,two = head(dict(shared_adapters=True)), head()
     assert one.head.main is one.head.pseudo and two.head.main is not two.head.pseudo
@@ -255,7 +277,7 @@ def test_strategies_train_within_the_budget(name):
     assert h.steps.max()-h.steps.min()<=1 and h['round'].max()==s.rounds
     assert torch.equal(fit.first, l.zero_shot()) and fit.last.shape==(240, 6)
     torch.testing.assert_close(fit.head(V, U).softmax(1), fit.last, atol=1e-4, rtol=1e-3)
-    assert acc(fit.last)>acc(fit.first)
+    assert torch.equal(fit.logits, fit.last.log()) and acc(fit.last)>acc(fit.first)
 
 def test_a_seed_is_a_result():
     a,b,c = (rounds(CPL(2), seed=s) for s in (0,0,1))

@@ -1,8 +1,9 @@
 "The training loop of the exported library, on synthetic features: rules it must keep whatever the data"
-import math
+import math, warnings
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from pla_nb.calibrate import CalibratedLoss
 from pla_nb.pseudolabels import STARTS, mixture, neighbours, select_topk
 from pla_nb.train import CAPConfig, Evidence, Fit, _margin, fit_head, loss_weights, plot_history, sharpen, strong_view
 
@@ -21,7 +22,7 @@ def blobs(N=240, C=6, d=16, dv=24, noise=.5, seed=0):
 V,T,U,y = blobs(noise=.8)
 FAST = dict(epochs=3, batch_size=64, dim=12, hidden=8)
 def run(**kw):
-    args = {k: kw.pop(k) for k in ('labeled','seen','ranking','callback') if k in kw}
+    args = {k: kw.pop(k) for k in ('labeled','seen','ranking','callback','regulariser') if k in kw}
     return fit_head(V, T, U, CAPConfig(**{**FAST, **kw}), progress=False, **args)
 def same(a, b): return all(torch.equal(x, z) for x,z in zip(a.head.state_dict().values(), b.head.state_dict().values(), strict=True))
 def acc(q): return float((q.argmax(1)==y).float().mean())
@@ -109,6 +110,24 @@ def test_the_published_switches_run(cfg):
     assert fit.head(V).isfinite().all() # vision-only features are not used
     assert cfg(margin=1.).margin==1.
 
+# settings of the other dials
+ELSEWHERE = dict(steps=3, warmup=7, views=2, n_ctx=3, depth=3, update='released', update_every=2, keep=.5, count='epoch', restrict=False, precision='fp32', compile=True)
+
+def test_settings_without_effect_are_named():
+    i = (y<3).nonzero()[:,0]
+    trzsl = dict(labeled=(i, y[i]), seen=[0,1,2])
+    plain = run(**trzsl)
+    with pytest.warns(UserWarning, match="no effect on dial 'features': steps, .*compile. Leave them out"): assert same(run(**trzsl, **ELSEWHERE), plain)
+    assert sorted(CAPConfig(**ELSEWHERE).ignored())==sorted(ELSEWHERE)==sorted(CAPConfig(**ELSEWHERE).resolved().ignored())
+    assert CAPConfig(dial='maple', **ELSEWHERE).ignored()==['views'] and CAPConfig(dial='text', **ELSEWHERE).ignored()==['depth','compile']
+    assert CAPConfig(dial='text', train_text=False).ignored()==['train_text'] and CAPConfig(dial='maple', train_text=False, mix=.1, dropout=.1, noise=.1).ignored()==['train_text','mix','dropout','noise']
+
+@pytest.mark.parametrize('dial', ['features','text','maple'])
+def test_switches_of_the_presets_have_an_effect(dial):
+    for cfg in (CAPConfig(dial=dial), CAPConfig.paper(dial=dial), CAPConfig.released(dial=dial)): assert not cfg.ignored() and not cfg.resolved().ignored()
+    assert (CAPConfig.released(dial=dial).update=='released')==(dial!='features')
+    assert CAPConfig.released(update='released').ignored()==['update'] # asked for
+
 def test_settings_that_cannot_be():
     for kw,words in ((dict(start='magic'), "'mixture' or 'zero-shot'"), (dict(weighting='x'), "'paper' or 'released'"), (dict(k=0), 'k of 1 or more'), (dict(epochs=-1), 'epochs of 0'), (dict(batch_size=0), 'batch_size of 1')):
         with pytest.raises(ValueError, match=words): CAPConfig(**kw)
@@ -151,9 +170,11 @@ def test_losses_weigh_as_many_classes_as_they_are_about(sizes):
 
 def test_few_unseen_classes_do_not_take_over():
     "With labels for five of six classes, fewer of their images are called the sixth"
+    v,t,u,_ = blobs(noise=1.6) # classes that overlap
     i = (y<5).nonzero()[:,0]
-    called = [int((run(labeled=(i, y[i]), seen=range(5), weigh_losses=w).head(V[i], U[i]).argmax(1)==5).sum()) for w in (True, False)]
-    assert called[0]<=called[1]
+    fits = [fit_head(v, t, u, CAPConfig(**FAST|dict(epochs=6, batch_size=16), weigh_losses=w), labeled=(i, y[i]), seen=range(5), progress=False) for w in (True, False)]
+    weighed,plain = [int((f.head(v[i], u[i]).argmax(1)==5).sum()) for f in fits]
+    assert 2*weighed<plain
     a,b = [run(labeled=(i[:3], y[i[:3]]), weigh_losses=w).head.state_dict() for w in (True, False)] # SSL
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -257,3 +278,42 @@ def test_a_pool_of_5000():
 
 def test_a_head_says_which_features_it_needs():
     with pytest.raises(ValueError, match='24 columns as U, got 16'): run(epochs=0).head(V)
+
+# a regulariser
+
+def test_one_call_a_step_for_labeled_and_pseudolabeled_images():
+    i,seen = torch.cat([(y==c).nonzero()[:2,0] for c in range(6)]),[]
+    def reg(z, yb, T, T0):
+        seen.append((len(z), len(yb), z.shape[1]))
+        return 0*T.sum()
+    fit = run(regulariser=reg, labeled=(i, y[i]), k=5, grow=False)
+    assert seen==[(30+12, 30+12, 6)]*3*math.ceil(228/64) and same(fit, run(labeled=(i, y[i]), k=5, grow=False))
+
+def test_a_term_on_the_texts_counts_once():
+    "The first step of plain SGD from texts that are pulled somewhere else"
+    i = torch.cat([(y==c).nonzero()[:2,0] for c in range(6)])
+    goal = F.normalize(torch.randn(6, 16, generator=torch.Generator().manual_seed(5)), dim=1)
+    step = dict(labeled=(i, y[i]), epochs=1, batch_size=500, lr=.1, margin=0.)
+    pulled,free = [run(**step, regulariser=r).head.delta for r in (lambda z,y,T,T0: (T-goal).square().sum(), None)]
+    T1 = F.normalize(T, dim=1)
+    grad = 2*(T1-goal)
+    want = (grad-(grad*T1).sum(1, keepdim=True)*T1)/T.norm(dim=1, keepdim=True) # through the normalisation
+    torch.testing.assert_close(pulled-free, -.1*want, atol=1e-5, rtol=1e-3)
+
+def test_what_a_regulariser_remembers_is_of_one_run():
+    reg = CalibratedLoss(momentum=.5)
+    first = run(regulariser=reg)
+    assert reg.running.value is not None and same(first, run(regulariser=reg)) and not same(first, run())
+
+def test_what_the_head_itself_says():
+    for kw in (dict(), dict(epochs=0)):
+        fit = run(**kw)
+        torch.testing.assert_close(fit.logits, fit.head(V, U), atol=1e-5, rtol=1e-5)
+        assert not fit.logits.requires_grad
+    assert (fit.logits.softmax(1)-run().last).abs().max()>1e-3 # the soft labels are balanced
+
+def test_out_of_memory():
+    def reg(*_): return torch.empty(2**55).sum()
+    with pytest.raises(RuntimeError, match="out of memory with batch_size=64 at dial='features'.*batch_size=32, or dim=6"): run(regulariser=reg)
+    def other(*_): raise RuntimeError('shapes do not fit')
+    with pytest.raises(RuntimeError, match='^shapes do not fit'): run(regulariser=other)

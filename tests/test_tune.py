@@ -11,30 +11,31 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from pla_nb import tune
-from pla_nb.backbones import OpenClip
+from pla_nb.backbones import OpenClip, pick_device
+from pla_nb.calibrate import CalibratedLoss, moment_loss
 from pla_nb.data import fashion_mnist
 from pla_nb.features import features
 from pla_nb.pixels import pixels
 from pla_nb.prompts import Prompted, prompts_for
-from pla_nb.pseudolabels import PseudoLabels, growth, sinkhorn, strategy
+from pla_nb.pseudolabels import UPL, PseudoLabels, growth, sinkhorn, strategy
 from pla_nb.train import CAPConfig, Learner, fit_strategy
 from pla_nb.tune import *
 
 torch.set_num_threads(1)
 prop = settings(deadline=None, max_examples=40)
 ROOT = Path(__file__).parent.parent
-BASE = dict(epochs=3, steps=5, batch_size=8, k=3, tau=.2, lr=.05, update_every=1, precision='fp32', dim=16, hidden=8, n_ctx=2, depth=2)
+BASE = dict(epochs=3, steps=5, batch_size=8, k=3, tau=.2, lr=.05, update_every=1, precision='fp32', dim=16, hidden=8, n_ctx=2, prior='uniform') # shares estimated of 60 images are noise
 dials = pytest.mark.parametrize('dial', ['text','maple'])
 
 @cache
 def parts():
     "A ViT with random weights, and 60 images"
-    vlm = OpenClip('ViT-S-32', device='cpu', precision='fp32', embed_dim=32, vision_cfg=dict(image_size=32, layers=2, width=64, head_width=32, patch_size=16),
+    vlm = OpenClip('ViT-S-32', False, device='cpu', precision='fp32', embed_dim=32, vision_cfg=dict(image_size=32, layers=2, width=64, head_width=32, patch_size=16),
                    text_cfg=dict(context_length=32, vocab_size=49408, width=32, heads=2, layers=2))
     task = fashion_mnist('test').subset(range(60))
     return vlm,features(vlm, task, cache=False, progress=False),pixels(task, vlm.preprocess, cache=False, progress=False)
 
-def config(dial='text', **kw): return CAPConfig(**{**BASE, 'dial': dial, **kw})
+def config(dial='text', **kw): return CAPConfig(**{**BASE, **(dict(depth=2) if dial=='maple' else {}), 'dial': dial, **kw})
 def fit(cfg, **kw):
     vlm,f,pool = parts()
     return fit_prompts(vlm, kw.pop('f', f), cfg, pool=pool if cfg.dial=='maple' else None, progress=False, **kw)
@@ -138,14 +139,41 @@ def test_candidates():
 def test_regulariser_sees_tuned_and_frozen_texts():
     calls = []
     def reg(z, y, T, T0):
-        calls.append((len(z), T.requires_grad, T0.requires_grad, torch.equal(T0, prompts_for(parts()[0], parts()[1].task.classes, 'text', 2).frozen_texts())))
+        calls.append((len(z), len(y), T.requires_grad, T0.requires_grad, torch.equal(T0, prompts_for(parts()[0], parts()[1].task.classes, 'text', 2).frozen_texts())))
         return ((T-T0)**2).sum()
     pulled,free = fit(config(lr=.5), regulariser=reg, labeled=some()),fit(config(lr=.5), labeled=some())
-    assert {c[1:] for c in calls}=={(True, False, True)} and len(calls)==2*15
+    assert set(calls)=={(14, 14, True, False, True)} and len(calls)==15 # one call a step, with 8 pseudolabeled and 6 labeled images
     assert pulled.history.regulariser.iloc[1:].gt(0).all() and free.history.regulariser.eq(0).all()
     assert not equal(weights(pulled), weights(free))
 
+def test_a_term_on_the_texts_counts_once():
+    vlm,f,_ = parts()
+    model,y = start(config()).model,torch.arange(4)
+    T0 = F.normalize(torch.randn(10, 32, generator=torch.Generator().manual_seed(1)), dim=1)
+    L = step_losses(model, StepBatch(f.V[:4], y, labeled=f.V[4:8], y=y), regulariser=CalibratedLoss.moments_only(lam_mom=1.), T0=T0)
+    close(L.extra.detach(), moment_loss(model.texts()[0], T0).detach())
+
+def test_what_a_regulariser_remembers_is_of_one_run():
+    reg = CalibratedLoss(momentum=.5)
+    a = fit(config(), regulariser=reg)
+    assert reg.running.value is not None and equal(weights(a), weights(fit(config(), regulariser=reg))) and not equal(weights(a), weights(fit(config())))
+    vlm,f,_ = parts()
+    learner,none = PromptLearner(vlm, f, config(), regulariser=reg),(torch.zeros(0, dtype=torch.long),)*2
+    sel,ends = PseudoLabels(torch.arange(6), targets()[:6], torch.ones(6), 10),[]
+    for _ in range(2):
+        learner.reset(0); learner.learn(sel, none, 3, 0)
+        ends.append(learner.logits())
+    assert torch.equal(*ends)
+
 # views
+
+def test_views_of_pixels_for_several_processes():
+    "Each process gets its rows of what one process would see"
+    vlm,_,pool = parts()
+    class Third(OneProcess):
+        def part(self, n): return slice(2, n, 3)
+    views,rows = PixelViews(pool, vlm.preprocess, vlm.device),torch.arange(50, 30, -1)
+    assert torch.equal(views.strong(rows, seeded(0), Third()), views.strong(rows, seeded(0))[2::3])
 
 def test_views_of_features():
     V = parts()[1].V
@@ -363,6 +391,17 @@ def test_prediction_has_no_adapter(dial):
     T = PromptHead(run.model.prompts).T
     assert torch.equal(PromptHead(stir(run.model).prompts).T, T)
 
+@dials
+def test_what_the_prompts_themselves_say(dial):
+    "Neither adapters nor balance, first labels, true ones or classes that cannot be"
+    vlm,_,pool = parts()
+    y = targets()
+    i = (y<6).nonzero()[:,0]
+    r = fit(config(dial, k=2, residual=1.), labeled=(i, y[i]), seen=range(6))
+    V = Prompted(vlm, r.prompts).encode_images(vlm.preprocess.normalize(pool.squares(range(60))))
+    close(r.logits, vlm.logit_scale*V@r.T.T, 1e-4)
+    assert not r.logits.requires_grad and (r.logits.argmax(1)!=r.last.argmax(1)).any()
+
 def test_learning_learns():
     "With the true classes as pseudolabels, the prompts fit them"
     y = targets()
@@ -399,6 +438,25 @@ def test_ctrl_c(dial, tmp_path):
     n = len(calls)
     again = fit(config(dial), regulariser=reg, checkpoint=tmp_path) # nothing is left to do
     assert len(calls)==n and equal(weights(again), weights(whole)) and torch.equal(again.last, whole.last)
+
+class Stops(CalibratedLoss):
+    "Asks for a stop in its n-th call"
+    n = 0
+    def __call__(self, *a):
+        self.n -= 1
+        if not self.n: signal.raise_signal(signal.SIGINT)
+        return super().__call__(*a)
+
+@dials
+def test_resumed_with_a_regulariser_that_remembers(dial, tmp_path):
+    again = lambda n=0, **kw: vars(r := Stops(**dict(momentum=.9)|kw)).update(n=n) or r
+    whole = fit(config(dial), regulariser=again(), checkpoint=tmp_path/'whole')
+    with pytest.raises(KeyboardInterrupt, match='step 8 of 15'): fit(config(dial), regulariser=again(8), checkpoint=tmp_path/'parts')
+    assert end(tmp_path/'parts')[0]['regulariser.running_mean'].isfinite()
+    for other,name in ((again(momentum=.5), r'Stops\(.*momentum=0.5\)'), (CalibratedLoss(momentum=.9), 'CalibratedLoss'), (None, 'None'), (lambda *_: 0., 'test_tune.*lambda')):
+        with pytest.raises(ValueError, match=fr'another run: regulariser was Stops\(.*momentum=0.9\), now {name}.*resume=False'): fit(config(dial), regulariser=other, checkpoint=tmp_path/'parts')
+    r = fit(config(dial), regulariser=again(), checkpoint=tmp_path/'parts')
+    assert equal(weights(r), weights(whole)) and r.history.equals(whole.history) and equal(end(tmp_path/'parts')[0], end(tmp_path/'whole')[0])
 
 def test_callback_that_stops(tmp_path):
     def stop(row):
@@ -465,7 +523,10 @@ def test_learner_on_pixels():
     learner.reset(0)
     assert not torch.equal(l0, l1) and torch.equal(learner.logits(), PromptLearner(vlm, f, config('maple'), pool=pool).logits())
     assert loss==pytest.approx(np.mean([r['loss'] for r in rows])) and [r['step'] for r in rows]==[0,1,2,3]
-    with pytest.raises(ValueError, match="dial 'text'"): learner.merge([learner.model()]*2)
+    with pytest.raises(ValueError, match="UPL averages.*strategy 'fpl'"): fit_strategy(strategy('upl'), learner, learner.zero_shot(), steps=1000, progress=False)
+    assert torch.equal(learner.logits(), l0) # refused before anything was trained
+    fit_strategy(UPL(2, members=1), learner, learner.zero_shot(), steps=1, progress=False)
+    with pytest.raises(ValueError, match="UPL averages.*strategy 'fpl'"): CAPConfig(dial='maple', strategy='upl')
 
 def test_sets_of_candidates_are_learned():
     vlm,f,_ = parts()
@@ -502,8 +563,10 @@ def test_logging_needs_the_service(monkeypatch):
 
 # several processes
 
+SHARED = dict(text=('text', None), maple=('maple', None), regularised=('text', CalibratedLoss(momentum=.9)))
+
 def share_batches(out):
-    "Both dials alone, then in two processes with half of each batch"
+    "Runs alone, then in two processes with half of each batch"
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     parts()
     def go(env):
@@ -512,13 +575,9 @@ def share_batches(out):
         code = 1
         try:
             os.environ.update(env)
-            for dial,kw in (('text',{}), ('maple', dict(margin=0.))):
-                # random crops are drawn by each process for its own images, so the pixels have none here
-                if dial=='maple': PixelViews.strong = lambda self, rows, random, group=None: self.weak(rows[group.part(len(rows))])
-                cfg = config(dial, batch_size=9, lr=.005)
-                name = f"{dial}-{env.get('RANK', 'alone')}"
-                r = fit(cfg, labeled=some(5), checkpoint=Path(out)/dial/('two' if env else 'one'), every=4)
-                np.savez(Path(out)/name, last=r.last.numpy(), loss=r.history.loss.to_numpy(), **{k: v.numpy() for k,v in weights(r).items()})
+            for name,(dial,reg) in SHARED.items():
+                r = fit(config(dial, batch_size=9, lr=.005), labeled=some(5), regulariser=reg, checkpoint=Path(out)/name/('two' if env else 'one'), every=4)
+                np.savez(Path(out)/f"{name}-{env.get('RANK', 'alone')}", last=r.last.numpy(), loss=r.history.loss.to_numpy(), extra=r.history.regulariser.to_numpy(), **{k: v.numpy() for k,v in weights(r).items()})
             code = 0
         finally: os._exit(code)
     two = [go(dict(RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))) for i in range(2)]
@@ -529,10 +588,25 @@ def test_two_processes(tmp_path):
     pytest.importorskip('accelerate')
     p = subprocess.run([sys.executable, __file__, tmp_path], capture_output=True, text=True)
     assert p.returncode==0, p.stderr[-3000:]
-    for dial in ('text','maple'):
-        alone,*two = [dict(np.load(tmp_path/f'{dial}-{o}.npz')) for o in ('alone',0,1)]
-        assert all(np.array_equal(two[0][k], two[1][k]) for k in alone)
-        for k in alone: np.testing.assert_allclose(two[0][k], alone[k], atol=1e-5 if k!='loss' else 1e-4, rtol=0)
-        assert end(tmp_path/dial/'two')[1]['step']==15
+    for name,(_,reg) in SHARED.items():
+        alone,*two = [dict(np.load(tmp_path/f'{name}-{o}.npz')) for o in ('alone',0,1)]
+        assert all(np.array_equal(two[0][k], two[1][k]) for k in alone) and alone['extra'].any()==(reg is not None)
+        for k in alone: np.testing.assert_allclose(two[0][k], alone[k], atol=1e-4 if k in ('loss','extra') else 1e-5, rtol=0)
+        assert end(tmp_path/name/'two')[1]['step']==15
+    means = [end(tmp_path/'regularised'/o)[0]['regulariser.running_mean'] for o in ('one','two')]
+    close(*means, 1e-4)
+
+def test_each_process_has_its_gpu(monkeypatch):
+    "What is chosen; no machine with several GPUs was at hand to run on"
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for size,rank,want in (('1','0','cuda'), ('4','0','cuda:0'), ('4','3','cuda:3')):
+        monkeypatch.setenv('WORLD_SIZE', size); monkeypatch.setenv('LOCAL_RANK', rank)
+        assert pick_device()==pick_device('cuda')==torch.device(want)
+        assert [str(pick_device(o)) for o in ('cpu','cuda:1',torch.device('cuda', 2))]==['cpu','cuda:1','cuda:2'] # named ones stay
+    monkeypatch.delenv('WORLD_SIZE'); monkeypatch.delenv('LOCAL_RANK')
+    assert pick_device()==torch.device('cuda')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert pick_device().type!='cuda'
 
 if __name__=='__main__': sys.exit(share_batches(sys.argv[1]))
