@@ -313,7 +313,7 @@ def clf():
     y = np.arange(45)%3
     color = np.array([(200,30,30), (30,180,40), (40,60,210)])[y][:,None,None]
     x = (color+rng.normal(0, 12, (45, 32, 32, 3))).clip(0, 255).astype(np.uint8)
-    vlm = OpenClip('ViT-S-32', device='cpu', precision='fp32', **TINY)
+    vlm = OpenClip('ViT-S-32', False, device='cpu', precision='fp32', **TINY)
     return CAP(vlm, epochs=2, batch_size=64).fit(Task(x, NAMES, y, name='colors'), progress=False)
 
 def test_from_a_live_classifier_to_the_next_fit(clf, tmp_path):
