@@ -494,7 +494,7 @@ def report(self:Classifier,
         before,after = run['before'].argmax(1),run['after']
         r |= dict(n=len(after), measured_on='the pool itself (no labels)', counts_before=torch.bincount(before, minlength=len(C)).tolist(), counts_after=torch.bincount(after, minlength=len(C)).tolist())
         r |= dict(n_changed=int((before!=after).sum()), changed=_changed(run['features'].task, before, after, run['fit'].last, C),
-                  confusion=_soft_pairs(run['diagnosis'].confusion, run['diagnosis'].classes), confusion_from="the model's own probabilities", warnings=_warnings(run, self.about))
+                  confusion=sorted(run['diagnosis'].edges, key=lambda e: -e[2])[:60], confusion_from="the model's own probabilities", warnings=_warnings(run, self.about))
     m = {}
     if test is not None:
         m = {'zero-shot': self.evaluate(test, True, progress, cache), 'adapted': self.evaluate(test, False, progress, cache)}
@@ -536,11 +536,6 @@ def _changed(task, before, after, proba, classes, n=36):
         out.append(Changed(im, classes[int(before[i])], classes[kind]))
         if len(out)==n: break
     return out
-
-def _soft_pairs(confusion, classes, n=60):
-    A = confusion.clone().fill_diagonal_(0)
-    v,i = A.flatten().topk(min(n, A.numel()))
-    return [(classes[int(k)//len(classes)], classes[int(k)%len(classes)], float(x)) for x,k in zip(v, i) if x>0]
 
 def _warnings(run, about):
     f,out = run['features'],[]
