@@ -21,7 +21,7 @@ from .align import Diagnosis, choose_descriptions, diagnose, spherical_kmeans
 from .backbones import VLM, pick_device
 from .calibrate import Calibrator, IsotonicCalibrator, TemperatureScaler, VectorScaler, cluster_agreement, prediction_sets, unlabeled_temperature
 from .data import ArrayImages, FileImages, Task, decode, to_rgb
-from .describe import ClassText, Descriptions, FromFile, _md, describe
+from .describe import ClassText, Descriptions, FromFile, Rules, _md, describe
 from .evaluate import Changed, Mended, Metrics, Report, evaluate as metrics
 from .features import features
 from .pixels import pixels
@@ -275,7 +275,7 @@ def fit(self:CAP,
     zero = vlm.encode_classes(task.classes)
     if diagnosis is None: diagnosis = diagnose(vlm, task, features=f)
     lap('diagnose')
-    if asks: texts = describe(diagnosis.doubtful, context, descriptions, confusable=diagnosis.confusable, progress=progress)
+    if asks: texts = describe(diagnosis.doubtful, context, descriptions, confusable=diagnosis.confusable, rules=Rules.of(vlm, cfg.n_ctx), progress=progress)
     lap('describe')
     g = f.to(vlm.device) # training happens where the model is
     start = _Start(g, zero, cfg)

@@ -505,7 +505,7 @@ def _opinions(clf, task, cache, progress):
     f = clf.run['features'] if task is None else encode(clf.base, task)
     zero = clf.run['before'] if task is None else zero_shot_proba(f.V, clf.base.encode_classes(clf.classes).to(f.V), clf.base.logit_scale)
     if clf.vlm is not clf.base: f = encode(clf.vlm, f.task) # prompts in the image tower: other features
-    proba = (clf.logits(f.V, f.U)/clf.temperature).softmax(1)
+    proba = clf.proba(clf.logits(f.V, f.U))
     return f, proba.cpu().numpy(), zero.cpu().numpy()
 
 # %% ../nbs/12_review.ipynb #55d8a6d8
