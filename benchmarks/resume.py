@@ -20,14 +20,14 @@ from pla_nb.train import CAPConfig
 
 HERE = Path(__file__).parent
 PLACES = ['views','before the optimiser','after the optimiser','checkpoint']
-BASE = dict(epochs=4, steps=6, batch_size=8, k=3, tau=.2, lr=.05, update_every=1, precision='fp32', dim=16, hidden=8, n_ctx=2, depth=2)
-CASES = [dict(dial='text', start='mixture'), dict(dial='maple', start='zero-shot', balance=False, update='released', count='epoch'),
-         dict(dial='text', start='zero-shot', balance=False, exclude_selected=True), dict(dial='maple', start='mixture')]
+BASE = dict(epochs=4, steps=6, batch_size=8, k=3, tau=.2, lr=.05, update_every=1, precision='fp32', dim=16, hidden=8, n_ctx=2)
+CASES = [dict(dial='text', start='mixture'), dict(dial='maple', depth=2, start='zero-shot', balance=False, update='released', count='epoch'),
+         dict(dial='text', start='zero-shot', balance=False, exclude_selected=True), dict(dial='maple', depth=2, start='mixture')]
 STEPS,EVERY = BASE['epochs']*BASE['steps'],5
 
 def small():
     "A ViT with random weights, and 60 images"
-    vlm = OpenClip('ViT-S-32', device='cpu', precision='fp32', embed_dim=32, vision_cfg=dict(image_size=32, layers=2, width=64, head_width=32, patch_size=16),
+    vlm = OpenClip('ViT-S-32', False, device='cpu', precision='fp32', embed_dim=32, vision_cfg=dict(image_size=32, layers=2, width=64, head_width=32, patch_size=16),
                    text_cfg=dict(context_length=32, vocab_size=49408, width=32, heads=2, layers=2))
     task = fashion_mnist('test').subset(range(60))
     return vlm,features(vlm, task, cache=False, progress=False),pixels(task, vlm.preprocess, cache=False, progress=False)

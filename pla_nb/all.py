@@ -10,7 +10,7 @@ from pla_nb.pseudolabels import *
 from pla_nb.margin import *
 from pla_nb.prompts import *
 from pla_nb.train import *
-from pla_nb.tune import PromptFit, PromptHead, PromptLearner, fit_prompts, log_to
+from pla_nb.tune import PromptFit, PromptHead, PromptLearner, fit_prompts, log_to, process_group
 from pla_nb.evaluate import *
 from pla_nb.calibrate import *
 from pla_nb.trust import Trust, trust

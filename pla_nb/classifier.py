@@ -341,9 +341,7 @@ def _train(vlm, f, T, chosen, cfg, start, regulariser, checkpoint, progress, cal
 def _pool_logits(clf, f):
     "What the classifier says of the pool that it was fitted to"
     if not isinstance(clf.vlm, Prompted): return clf.logits(f.V, f.U)
-    # prompts in the image tower have changed the features of the pool
-    logits = getattr(clf.run['fit'], 'logits', None)
-    return clf.run['fit'].last.clamp(min=1e-12).log() if logits is None else logits
+    return clf.run['fit'].logits # prompts in the image tower have changed the features of the pool
 
 def _guessed_temperature(clf, f, start):
     "A temperature without labels, and how it came about"

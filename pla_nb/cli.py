@@ -210,6 +210,7 @@ def adapt_command(a):
         times['diagnose'] = time.time()-began-times['encode images']
         if not a.quiet: _say(*_diagnosis_lines(d))
         clf = lib.CAP(vlm, cfg).fit(f.task, texts, a.context, features=f, diagnosis=d, progress=not a.quiet, choose=a.choose, checkpoint=a.checkpoint)
+    if lib.process_group(vlm.device).rank: return # of several processes, the first one saves and says
     clf.about['timings'] |= times
     report = clf.save_with_report(a.out, test, progress=not a.quiet)
     place = Path(clf.about['folder']) # it may not be where it was asked for
