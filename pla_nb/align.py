@@ -422,14 +422,14 @@ def plot(self:Diagnosis,
     plot_counts(self.counts.numpy(), classes=self.classes, labels=('zero-shot',), ax=axes[0])
     _plot_scores(self, axes[1], top)
     plot_confusion_graph(self.edges, top=top, nodes=top, ax=axes[2])
-    axes[2].set_title('mixed up with', fontsize='medium', pad=18)
+    axes[2].set_title('taken for', fontsize='medium', pad=18)
     return axes
 
 @patch(as_prop=True)
 def edges(self:Diagnosis) -> list:
-    "(class, class mixed up with it, expected number of images)"
-    M = self.confusion*self.counts[:,None]
-    return [(a,b,float(M[i,j])) for i,a in enumerate(self.classes) for j,b in enumerate(self.classes) if i!=j]
+    "(class, class it is taken for, expected number of images)"
+    M = self.confusion*self.counts[:,None] # rows are guesses
+    return [(a,b,float(M[j,i])) for i,a in enumerate(self.classes) for j,b in enumerate(self.classes) if i!=j]
 
 # %% ../nbs/04_align.ipynb #e1af15ab
 def _plot_scores(d, ax, top):

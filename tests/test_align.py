@@ -280,6 +280,17 @@ def test_unseen_classes_only():
     d = diagnose(None, feats.task, feats, T, center=False)
     assert d.classes==names[2:] and d.counts.sum()==120 and d.mismatched==['elk']
 
+def test_arrows_lead_from_a_class_to_what_it_is_taken_for():
+    # images of b are nearer to the name a than to their own
+    T = torch.eye(3, 8)
+    b = F.normalize(T[1]+1.01*T[0], dim=0)
+    V = torch.stack([T[0], b, T[2]]).repeat_interleave(20, 0)
+    d = diagnose(None, Task(ArrayImages(np.zeros((60,2,2), np.uint8)), ['a','b','c']), Features(V, None, None), T, center=False)
+    assert d.counts.tolist()==[40,0,20]
+    truth,said,n = max(d.edges, key=lambda o: o[2])
+    assert (truth,said)==('b','a') and 5<n<10
+    assert sum(n for a,_,n in d.edges if a!='b')<1e-6
+
 def test_diagnosis_is_saved_and_drawn(tmp_path):
     import matplotlib.pyplot as plt
     feats,T,_ = planted()
