@@ -207,7 +207,7 @@ if __name__=='__main__':
     torch.set_num_threads(o.threads)
     with tempfile.TemporaryDirectory() as d:
         images = write_photos(Path(d))
-        vlm = OpenClip(o.model, device='cpu', precision='fp32')
+        vlm = OpenClip(o.model, False, device='cpu', precision='fp32')
         pool = pixels(images, vlm.preprocess, cache=Path(d)/'cache', loose=LOOSE, workers=0, progress=False)
         s = setting(vlm, pool, 2)
         s.batch = StepBatch(**{k: None if v is None else v[:2] for k,v in vars(s.batch).items()})

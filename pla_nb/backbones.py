@@ -218,6 +218,7 @@ def _check_name(oc, name, pretrained):
     tags = oc.list_pretrained_tags_by_model(name)
     if pretrained and not Path(pretrained).is_file() and pretrained not in tags:
         raise ModelUnavailable(f"{name} has no pretrained tag {pretrained!r} and there is no such file. Tags: {', '.join(tags) or 'none'}. {_elsewhere}")
+    if pretrained is None: warnings.warn(f"{name} has random weights: name a tag ({', '.join(tags[:3]) or 'there is none for it'}) or a checkpoint, or pass pretrained=False to mean it", stacklevel=3)
     if pretrained=='openai' and 'quickgelu' not in name:
         warnings.warn(f"OpenAI's weights were trained with QuickGELU: VLM('{name}-quickgelu', 'openai') gives right features, {name!r} slightly wrong ones.")
 
@@ -243,7 +244,7 @@ def _refused(path):
 def _create(oc, name, pretrained, seed, kw):
     "An open_clip model with weights by tag, by file or by seed"
     local = bool(pretrained) and Path(pretrained).is_file()
-    tag = None if local else pretrained
+    tag = None if local else pretrained or None
     try:
         with torch.random.fork_rng(devices=[]), _unlogged('No pretrained weights'):
             torch.manual_seed(seed)
@@ -262,7 +263,7 @@ def _init_rest(model):
 
 @contextmanager
 def _unlogged(text):
-    "Keep open_clip from warning of random weights, which were asked for"
+    "Keep open_clip from warning of random weights: `_check_name` has"
     root,drop = logging.getLogger(), lambda record: text not in record.getMessage()
     root.addFilter(drop)
     try: yield
@@ -295,7 +296,7 @@ class OpenClip(Backbone):
     "Any open_clip model"
     def __init__(self,
         name: str = 'ViT-B-32-quickgelu', # architecture, or 'hf-hub:...' / 'local-dir:...'
-        pretrained: str|Path|None = None, # tag, checkpoint path, or None for random weights
+        pretrained: str|Path|bool|None = None, # tag or checkpoint path; False: random weights, None: the same with a warning
         device = None, # 'cpu', 'cuda', ...; None takes the best one there is
         precision: str = 'auto', # of the image tower: 'auto' | 'fp32' | 'bf16' | 'fp16'
         seed: int = 0, # of random weights
@@ -552,7 +553,7 @@ def key(self:Starter): return _hash(self.image_key, self.tau, self.template, sel
 # %% ../nbs/01_backbones.ipynb #0ac7a678
 def VLM(
     name: str = 'starter', # 'starter', or an open_clip architecture such as 'ViT-B-32-quickgelu'
-    pretrained: str|Path|None = None, # open_clip tag, checkpoint path, or None for random weights
+    pretrained: str|Path|bool|None = None, # open_clip tag or checkpoint path; False: random weights, None: the same with a warning
     device = None, # 'cpu', 'cuda', ...; None takes the best one there is
     precision: str = 'auto', # of the image tower: 'auto' | 'fp32' | 'bf16' | 'fp16'
     **kw, # for `Starter` or `OpenClip`

@@ -53,7 +53,7 @@ def _features():
     from pla_nb.all import Task, VLM, features
     task = Task.from_folder(photos(work/'photos'))
     assert sorted(task.classes)==['green', 'red'] and len(task)==12
-    for vlm in (VLM('ViT-B-32-quickgelu', pretrained=None), VLM('starter')):
+    for vlm in (VLM('ViT-B-32-quickgelu', pretrained=False), VLM('starter')):
         f = features(vlm, task, cache=work/'features', workers=0, progress=False)
         assert f.V.shape==(12, vlm.dim) and abs(f.V.norm(dim=1)-1).max()<1e-4
 

@@ -12,7 +12,7 @@ TINY = dict(embed_dim=32, vision_cfg=dict(image_size=32, layers=2, width=64, hea
             text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=2, layers=2))
 SHARED = Path(os.environ.get('PLA_SHARED') or Path(__file__).parents[2]/'shared')
 
-def tiny(**kw): return OpenClip('ViT-S-32', device='cpu', **{**TINY, **kw})
+def tiny(**kw): return OpenClip('ViT-S-32', device='cpu', **{'pretrained': False, **TINY, **kw})
 
 @pytest.fixture(scope='module')
 def clip(): return tiny()
@@ -94,7 +94,7 @@ def dirty_memory():
 @pytest.mark.parametrize('name,kw', [('ViT-S-32', {}), ('coca_ViT-B-32', dict(multimodal_cfg=dict(context_length=76, vocab_size=49408, width=32, heads=2, layers=1)))])
 def test_a_seed_gives_every_weight(dirty_memory, name, kw):
     text = dict(context_length=76, vocab_size=49408, width=48, heads=2, layers=2, embed_cls=True, output_tokens=True) if kw else TINY['text_cfg']
-    make = lambda: OpenClip(name, device='cpu', **{**TINY, 'text_cfg': text, **kw})
+    make = lambda: OpenClip(name, False, device='cpu', **{**TINY, 'text_cfg': text, **kw})
     m = make()
     assert all(v.isfinite().all() for v in m.model.state_dict().values() if v.is_floating_point())
     assert make().key==m.key
@@ -139,10 +139,15 @@ def test_no_network_names_the_starter_and_local_files():
 def test_openai_weights_need_quickgelu():
     with pytest.warns(UserWarning, match='ViT-B-32-quickgelu'), pytest.raises(ModelUnavailable): VLM('ViT-B-32', 'openai', cache_dir='/nonexistent')
 
+def test_random_weights_have_to_be_meant():
+    with pytest.warns(UserWarning, match=r"ViT-S-32 has random weights: name a tag \(.*pretrained=False"): tiny(pretrained=None)
+    with pytest.warns(UserWarning, match=r"name a tag \(openai, "): VLM('ViT-B-32', device='cpu', **TINY)
+    with warnings.catch_warnings(action='error'): assert VLM('ViT-S-32', False, device='cpu', **TINY).key==tiny().key
+
 def test_siglip_like_model():
     cfg = dict(embed_dim=192, vision_cfg=dict(image_size=224, timm_model_name='vit_tiny_patch16_224', timm_pool='avg', timm_proj='none'),
         text_cfg=dict(context_length=64, vocab_size=32000, hf_tokenizer_name='timm/ViT-B-16-SigLIP', width=64, heads=2, layers=1, no_causal_mask=True, proj_bias=True, pool_type='last'))
-    m = OpenClip('ViT-B-16-SigLIP', device='cpu', **cfg)
+    m = OpenClip('ViT-B-16-SigLIP', False, device='cpu', **cfg)
     V,U = m.encode_pair(torch.rand(1,3,224,224))
     assert U is None and m.vision_dim is None and V.shape==(1,192)
     assert m.encode_classes(['cat','größer']).shape==(2,192) and m.prompts=={'text'}

@@ -11,7 +11,7 @@ from pla_nb.features import ChunkCache, Features, crop_flip, features, image_key
 
 TINY = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=1, width=32, head_width=16, patch_size=16),
             text_cfg=dict(context_length=77, vocab_size=49408, width=16, heads=2, layers=1))
-def tiny(seed=0): return OpenClip('ViT-S-32', device='cpu', seed=seed, **TINY)
+def tiny(seed=0): return OpenClip('ViT-S-32', False, device='cpu', seed=seed, **TINY)
 
 @pytest.fixture(scope='module')
 def vlm(): return tiny()

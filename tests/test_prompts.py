@@ -19,7 +19,7 @@ CLASSES,WORDS = ['cat','sea_horse','a bird with a very long name','dog'],'a phot
 SENTENCES = dict(dog='Dogs bark, and have four legs.')
 
 def model(name='ViT-S-32', vision={}, text={}, **kw):
-    return OpenClip(name, device='cpu', precision='fp32', embed_dim=32, vision_cfg={**VISION, **vision}, text_cfg={**TEXT, **text}, **kw)
+    return OpenClip(name, False, device='cpu', precision='fp32', embed_dim=32, vision_cfg={**VISION, **vision}, text_cfg={**TEXT, **text}, **kw)
 
 def legacy(m): # sequence first, as older checkpoints of the package were built
     for t in (m.model.transformer, m.model.visual.transformer):
@@ -270,7 +270,7 @@ def test_gradient_checkpointing_changes_nothing():
     for a,b in zip(*grads): close(a, b, 1e-6)
 
 def test_outputs_are_float32_unit_norm_in_bf16():
-    vlm = OpenClip('ViT-S-32', device='cpu', precision='bf16', embed_dim=32, vision_cfg=VISION, text_cfg=TEXT)
+    vlm = OpenClip('ViT-S-32', False, device='cpu', precision='bf16', embed_dim=32, vision_cfg=VISION, text_cfg=TEXT)
     p = MaPLe(vlm, CLASSES, 2, 3)
     V,T = p.images(batch()),p.texts()
     assert V.dtype==T.dtype==torch.float32 and p.frozen_texts().dtype==torch.float32
@@ -310,9 +310,9 @@ def test_copies_share_the_model():
 # sizes
 
 def test_published_sizes():
-    assert size(MaPLe(OpenClip('ViT-B-32', device='cpu', precision='fp32'), CLASSES))==3_160_064
+    assert size(MaPLe(OpenClip('ViT-B-32', False, device='cpu', precision='fp32'), CLASSES))==3_160_064
     # the widths of ViT-L/14, with next to no MLPs
-    large = OpenClip('ViT-L-14', device='cpu', precision='fp32', embed_dim=768, vision_cfg=dict(image_size=28, layers=8, width=1024, patch_size=14, mlp_ratio=.01),
+    large = OpenClip('ViT-L-14', False, device='cpu', precision='fp32', embed_dim=768, vision_cfg=dict(image_size=28, layers=8, width=1024, patch_size=14, mlp_ratio=.01),
         text_cfg=dict(context_length=77, vocab_size=49408, width=768, heads=12, layers=8, mlp_ratio=.01))
     assert size(MaPLe(large, CLASSES))==6_311_936
     assert size(Adapter(512))==131_712 and size(Adapter(768))==197_504
@@ -413,7 +413,7 @@ def test_dials():
     assert (type(m),m.n_ctx,m.depth,m.kind)==(MaPLe,2,3,'multimodal') and VisualPrompts(vlm).kind=='visual'
 
 def test_timm_image_tower_takes_text_prompts_only():
-    vlm = OpenClip('ViT-B-16-SigLIP', device='cpu', precision='fp32', embed_dim=192, vision_cfg=dict(image_size=32, timm_model_name='resnet10t', timm_pool='avg', timm_proj='linear'),
+    vlm = OpenClip('ViT-B-16-SigLIP', False, device='cpu', precision='fp32', embed_dim=192, vision_cfg=dict(image_size=32, timm_model_name='resnet10t', timm_pool='avg', timm_proj='linear'),
         text_cfg=dict(context_length=64, vocab_size=32000, hf_tokenizer_name='timm/ViT-B-16-SigLIP', width=48, heads=2, layers=1, no_causal_mask=True, pool_type='last'))
     assert prompts_for(vlm, CLASSES, 'text').texts().shape==(4,192)
     with pytest.raises(ValueError, match='visual tower'): MaPLe(vlm, CLASSES)
