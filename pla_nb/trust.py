@@ -8,6 +8,7 @@ __all__ = ['chance_ece', 'Trust', 'coverage_table', 'weak_classes', 'trust', 'js
 # %% ../nbs/09b_trust.ipynb #2280f6ba
 import html, math
 from dataclasses import dataclass, field
+from textwrap import indent
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .evaluate import as_proba, binomial_interval, calibration_bins, class_indices, debiased_ece, ece
@@ -52,6 +53,8 @@ class Trust:
     scarce: list = field(default_factory=list) # classes with too few images to say anything about
     how: str = '' # what was done to the probabilities
     notes: list = field(default_factory=list) # sentences
+    saved: str = 'my-classifier' # folder of the classifier, and
+    photos: str = 'photos/' # of images like these, for the lines that check it
 
 # %% ../nbs/09b_trust.ipynb #cb6ad1ce
 def _bins(p, y, bins):
@@ -177,7 +180,13 @@ def verdict(self:Trust)->tuple: # (word, sentence)
 # %% ../nbs/09b_trust.ipynb #0a55c344
 _MEANS = 'The confidence of an answer is the probability that the classifier gives to the class it names. It can be believed if of 100 answers with a confidence of 80 %, about 80 are right.'
 _HOLDS = 'This holds for images like those it was checked on. Another camera, another place or other shares of the classes: check again.'
-_CHECK = 'from pla_nb.review import review\ngrid = review(clf, task, k=0, random=100)\ngrid.review.trust(clf)'
+_THEN = 'Once they are answered, the next cell shows this page, checked:'
+
+def _check(t):
+    "A sentence and a notebook cell that ask for names, and the cell that judges them"
+    n = f'the {t.n} images' if t.n<100 else '100 images drawn at random'
+    lines = 'from pla_nb.all import *', f'clf = Classifier.load({t.saved!r})', f'task = Task.from_folder({t.photos!r}, clf.classes)', f'grid = review(clf, task, k=0, random={min(t.n, 100)})', 'grid'
+    return f"Name {n} in a notebook (needs pip install 'pla_nb[review]'):", '\n'.join(lines), 'grid.review.trust(clf)'
 
 def _where(t):
     "On which images, and how many"
@@ -207,7 +216,7 @@ def _cover_text(t):
 
 def _weak_text(r):
     "What is wrong with a class: a row of `weak`"
-    out = [f'finds {_of(r.found, r.n)} of its images' if r.n>=20 else f'finds {r.found} of its {r.n} images'] if 'missed' in r.why else []
+    out = [f'finds {r.found} of its {r.n} images'] if 'missed' in r.why else []
     if set(r.why)-{'missed'}:
         out.append(f'of {r.answers} answers {r.right} are right'+(f', though it says {100*r.confidence:.0f} %' if 'too sure' in r.why else f', but it says only {100*r.confidence:.0f} %' if 'too modest' in r.why else ''))
     return '; '.join(out)
@@ -226,7 +235,7 @@ def _bar(parts, tick=None, whisker=None, label=''):
     s = ''.join(f'<rect x="{x(a)}" y="4" width="{x(w)}" height="14" fill="{c}"/>' for a,w,c in parts if w>0)
     if whisker: s += f'<line x1="{x(whisker[0])}" x2="{x(whisker[1])}" y1="11" y2="11" stroke="#222" stroke-width="1.5"/>'
     if tick is not None: s += f'<line x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="22" stroke="#222" stroke-width="3"/>'
-    return f'<svg class="bar" width="100%" height="22" role="img" aria-label="{_e(label)}"><rect y="4" width="100%" height="14" fill="#eee"/>{s}</svg>'
+    return f'<svg class="level" width="100%" height="22" role="img" aria-label="{_e(label)}"><rect y="4" width="100%" height="14" fill="#eee"/>{s}</svg>'
 
 _RIGHT, _OWED, _PALE = '#0072B2', '#E8A06B', '#9a9a9a'
 
@@ -254,7 +263,7 @@ _TRUST_CSS = '''
 .trust th{font-weight:400;font-size:.85rem;color:#5f5f5f;vertical-align:bottom;line-height:1.25}
 .trust th:nth-child(1),.trust td:nth-child(1){text-align:left;width:5.9em} .trust th:nth-child(2),.trust td:nth-child(2){text-align:left}
 .trust th:nth-child(3),.trust td:nth-child(3){width:5em} .trust th:nth-child(4),.trust td:nth-child(4){width:4.6em}
-.trust small{display:block;color:#5f5f5f;font-size:.8rem;line-height:1.2} .trust svg.bar{display:block}
+.trust small{display:block;color:#5f5f5f;font-size:.8rem;line-height:1.2} .trust svg.level{display:block}
 .trust .key{display:flex;flex-wrap:wrap;gap:2px 16px;margin:0;font-size:.85rem;color:#5f5f5f} .trust .key i{display:inline-block;width:14px;height:12px;margin-right:5px;vertical-align:-1px}
 .trust ul{margin:4px 0 0;padding:0;list-style:none} .trust li{padding:4px 0;border-bottom:1px solid #e4e4e4}
 .trust pre{background:#f6f6f6;color:#222;border:1px solid #ddd;border-radius:6px;padding:10px 12px;margin:6px 0 0;overflow-x:auto;font-size:.85rem;line-height:1.45;white-space:pre-wrap}
@@ -267,6 +276,11 @@ def _levels_html(t):
     key = f'<p class="key"><span><i style="background:{_RIGHT}"></i>right</span><span><i style="background:{_OWED}"></i>promised, but wrong</span><span><i style="width:3px;background:#222"></i>promised</span><span><i style="height:2px;vertical-align:4px;background:#222"></i>95 % interval</span></p>'
     rows = [(_range(r), _level_bar(r), f'<b>{_cell(r.right, r.n)}</b><small>{_hundred(r.low)} to {_hundred(r.high)}</small>', f'{r.n:,}') for r in t.bins.itertuples()]
     return '<h3>Of 100 answers with this confidence, so many are right</h3>'+key+_table(['it is this sure','0 to 100','right','images'], rows)
+
+def _check_html(t):
+    "Without labels: how to get some"
+    ask, first, then = map(_e, _check(t))
+    return f'<h3>How to check it</h3><p>{ask}</p><pre>{first}</pre><p style="margin-top:10px">{_THEN}</p><pre>{then}</pre>'
 
 def _spread_html(t):
     "Without labels: how confidences are spread"
@@ -295,7 +309,7 @@ def to_html(self:Trust)->str: # fragment with its own styles
     cls = {'Too sure':'off', 'Too modest':'off', 'Right on average only':'off', 'To be believed':'good'}.get(word, '')
     head = f'<h2>Can its confidence be believed?</h2><p class="say {cls}"><b>{_e(word)}</b>{_e(said)}</p><p>{_e(_where(self))}'+''.join(' '+_e(o) for o in self.notes)+'</p>'
     if self.checked: body = _levels_html(self)+f'<p class="soft" style="margin-top:8px">{_e(_gap_text(self))} {_e(_ece_text(self))}</p>'+_cover_html(self)+_weak_html(self)
-    else: body = f'<h3>How to check it</h3><p>Name 100 images drawn at random in a notebook. The last line then shows this page, checked.</p><pre>{_e(_CHECK)}</pre>'+_spread_html(self)
+    else: body = _check_html(self)+_spread_html(self)
     what = f'<h3>What confidence means here</h3><p>{_e(_MEANS)} {_e(_how_text(self))} {_e(_HOLDS) if self.checked else ""}</p>'
     return f'<style>{_TRUST_CSS}</style><div class="trust">{head}{body}{what}</div>'
 
@@ -326,7 +340,9 @@ def to_markdown(self:Trust,
     word, said = self.verdict
     h, sub = '#'*level, '#'*(level+1)
     out = [f'{h} Can its confidence be believed?', f'**{word}.** {said}', ' '.join([_md(_where(self)), *self.notes]), f'{_MEANS} {_md(_how_text(self))}'+(f' {_HOLDS}' if self.checked else '')]
-    if not self.checked: return '\n\n'.join(out+[f'{sub} How to check it', '\n'.join('    '+o for o in _CHECK.split('\n'))])+'\n'
+    if not self.checked:
+        ask, first, then = _check(self)
+        return '\n\n'.join(out+[f'{sub} How to check it', ask, indent(first, '    '), _THEN, indent(then, '    ')])+'\n'
     out += [f'{sub} Of 100 answers with this confidence, so many are right', _md_table(['it is this sure','right','95 % interval','images'],
         [(_range(r), _of(r.right, r.n), f'{_hundred(r.low)} to {_hundred(r.high)}', r.n) for r in self.bins.itertuples()]), f'{_gap_text(self)} {_ece_text(self)}',
         f'{sub} If it may stay silent where it is unsure', _cover_text(self), f'{sub} Do not rely on these classes', _weak_md(self), *map(_md, _silent(self))]

@@ -1,9 +1,13 @@
 "What a person reads about confidence has to be true, also of odd predictions."
-import json, re
+import html, json, re
 from html.parser import HTMLParser
-import numpy as np, pytest
+import numpy as np, open_clip, pytest
 from hypothesis import given, settings, strategies as st
-from pla_nb.evaluate import ece
+from PIL import Image
+from pla_nb.backbones import VLM
+from pla_nb.classifier import CAP
+from pla_nb.data import Task
+from pla_nb.evaluate import _CSS, ece
 from pla_nb.trust import *
 
 prop = settings(deadline=None, max_examples=40)
@@ -112,6 +116,41 @@ def test_unlabelled_says_so_and_how_to_check():
         t = trust(p, y, names(5))
         assert t.checked==0 and t.accuracy is None and t.verdict[0]=='Not checked' and t.bins['n'].sum()==50
         for o in (t.to_html(), t.to_markdown()): assert 'Not checked' in o and 'review(' in o and 'right</h3>' not in o and '95 %' not in o
+
+def test_the_lines_that_check_it_work_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path/'my photos').mkdir()
+    for i in range(6): Image.fromarray(rng.integers(0, 255, (32,32,3), dtype=np.uint8)).save(tmp_path/'my photos'/f'{i}.png')
+    task = Task.from_folder('my photos', ['a stone', 'a tree'])
+    # an architecture that can be loaded by name, and in no time
+    (tmp_path/'tiny-for-trust.json').write_text(json.dumps(dict(embed_dim=32, vision_cfg=dict(image_size=32, layers=1, width=32, head_width=16, patch_size=16), text_cfg=dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=1))))
+    open_clip.add_model_config(tmp_path/'tiny-for-trust.json')
+    clf = CAP(VLM('tiny-for-trust', False, device='cpu'), epochs=1).fit(task, progress=False)
+    clf.save('my clf')
+    t = trust(clf.predict_proba(task), None, clf.classes)
+    t.saved, t.photos = 'my clf', 'my photos'
+    ask, then = [html.unescape(o) for o in re.findall('<pre>(.*?)</pre>', t.to_html(), re.S)]
+    card = [o.removeprefix('    ') for o in t.to_markdown().split('\n') if o.startswith('    ')]
+    assert card==[*ask.split('\n'), *then.split('\n')]
+    cell = {}
+    exec(ask, cell) # the last line shows the grid
+    assert len(cell['grid'].review)==6
+    for i in cell['grid'].review.table['image']: cell['grid'].review.accept(i)
+    checked = eval(then, cell)
+    assert checked.checked==6 and checked.accuracy==1
+
+@pytest.mark.parametrize('n,says', [(40, 'the 40 images'), (250, '100 images drawn at random')])
+def test_no_more_images_are_asked_for_than_there_are(n, says):
+    p, _ = world(n)
+    for o in (trust(p, None, names(5)).to_html(), trust(p, None, names(5)).to_markdown()): assert f'Name {says} in a notebook' in o and f'random={min(n, 100)})' in o
+
+def test_the_report_does_not_restyle_the_page():
+    of_report = set(re.findall(r'\.pla [a-z]*\.(\w+)', _CSS))
+    p, y = world(300, power=3)
+    for t in (trust(p, y, names(5)), trust(p, None, names(5))):
+        classes = {c for o in re.findall(r'class="([^"]*)"', t.to_html()) for c in o.split()}
+        assert 'level' in classes and not classes&of_report
 
 def test_unknown_labels_are_left_out():
     p, y = world(200)
