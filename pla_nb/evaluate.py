@@ -769,6 +769,7 @@ class Report:
     counts_before: list = None # (C,) pseudolabels of each class on the pool
     counts_after: list = None # (C,)
     mended: list = field(default_factory=list) # of Mended
+    mended_by: str = '' # rule that chose their sentences, see `choose_texts`
     confusion: list = field(default_factory=list) # before: `confusion_pairs` table, or (class, taken for, weight)
     confusion_from: str = 'their labels' # what the confusions were read from
     recall_before: list = None # (C,) accuracy of each class
@@ -798,21 +799,23 @@ def _pair(r, k):
     cols = list(r.metrics.values())
     return (cols[0].get(k) if len(cols)>1 else None), (cols[-1].get(k) if cols else None)
 
+_UNCHECKED = 'Nothing was checked: these images have no labels'
+
 def _ends(r):
     "(words, before, after) of the headline"
     b, a = _pair(r, 'accuracy')
     if a is not None: return f"Accuracy on {r.n:,} {r.measured_on}", percent(b) if b is not None else None, percent(a)
-    b, a = _pair(r, 'gini')
-    if r.counts_after is not None: b, a = None if r.counts_before is None else gini(r.counts_before), gini(r.counts_after)
-    if a is not None: return 'Imbalance of the labels (Gini, 0 is balanced)', None if b is None else f'{b:.2f}', f'{a:.2f}'
-    return 'Nothing was measured', None, None
+    if r.counts_after is None and _pair(r, 'gini')[1] is None: return 'Nothing was measured', None, None
+    moved = r.n_changed is not None and r.counts_after is not None
+    return _UNCHECKED, None, f'{r.n_changed:,} of {int(sum(r.counts_after)):,}' if moved else None
 
 # %% ../nbs/09_evaluate.ipynb #15021433
 @patch(as_prop=True)
 def headline(self:Report)->str:
     "The result in one sentence."
     words, b, a = _ends(self)
-    return words if a is None else f'{words}: {a}' if b is None else f'{words}: {b} → {a}'
+    if a is None: return words
+    return f'{a} labels changed. {words}.' if words==_UNCHECKED else f'{words}: {a}' if b is None else f'{words}: {b} → {a}'
 
 # %% ../nbs/09_evaluate.ipynb #f4a41ee8
 def _thumb(
@@ -884,8 +887,6 @@ def _figure(
 
 def _e(s): return html.escape(str(s))
 
-def _p(s): return f'<p class="none">{_e(s)}</p>'
-
 def _section(title, body, note=''):
     note = f'<p class="note">{_e(note)}</p>' if note else ''
     return f'<section><h2>{_e(title)}</h2>{note}{body}</section>'
@@ -901,10 +902,16 @@ def _hero(r):
     "Title, headline, summary, warnings"
     words, b, a = _ends(r)
     big = '' if a is None else f'<span class="big">{"" if b is None else f"<span class=was>{_e(b)}</span> → "}<b>{_e(a)}</b></span>'
+    line = f'{_e(words)}{":" if big else "."} {big}' if a is None or words!=_UNCHECKED else f'<span class="big">{_e(a)}</span> labels changed. {_e(words)}.'
     facts = ''.join(f'<div><dt>{_e(k)}</dt><dd>{_e(_text(v, 1000))}</dd></div>' for k,v in r.summary.items())
-    warn = ''.join(f'<p class="warn">{_e(w)}</p>' for w in r.warnings)
-    return (f'<header><p class="kicker">{_e(r.title)}</p><h1>{_e(words)}{":" if big else "."} {big}</h1>'
+    warn = ''.join(f'<p class="warn">{_e(w)}</p>' for w in [*r.warnings, *_few(r)])
+    return (f'<header><p class="kicker">{_e(r.title)}</p><h1>{line}</h1>'
             + (f'<dl class="facts">{facts}</dl>' if facts else '') + '</header>' + warn)
+
+def _few(r):
+    "A warning, if the pool has few images for its classes"
+    n, C = sum(r.counts_after or [0]), len(r.counts_after or [])
+    return [f'{int(n):,} images are few for {C} classes: with fewer than about ten images a class, what is alike is partly chance.'] if 0<n<10*C else []
 
 def _text(v, comma=10000):
     "A setting as text; integers from `comma` up get thousands separators, so that seeds and years do not"
@@ -918,7 +925,7 @@ def _text(v, comma=10000):
 def _metrics(r):
     "Metrics table"
     keys = [k for k in _LABELS if any(c.get(k) is not None for c in r.metrics.values())]
-    if not keys: return _section('Numbers', _p('Nothing was measured: give evaluation images, with labels if there are any.'))
+    if not keys: return ''
     rows = [[_LABELS[k]]+[_value(k, c.get(k)) for c in r.metrics.values()] for k in keys]
     note = '' if 'accuracy' in keys else 'The images have no labels, so accuracy is not known; balance is.'
     return _section('Numbers', _html_table(['']+list(r.metrics), rows, 'numbers'), note)
@@ -926,22 +933,23 @@ def _metrics(r):
 def _counts(r):
     "Pseudolabel counts"
     first, second = (r.counts_before, r.counts_after) if r.counts_before is not None else (r.counts_after, None)
-    title = 'How many images each class gets'
-    if first is None: return _section(title, _p('No pseudolabels were counted.'))
+    if first is None: return ''
     C = len(first)
     names = r.classes if len(r.classes)==C else None
     img = _figure(lambda ax: plot_counts(first, second, names, ax=ax), 4.4, max(2.6, .28*C+1.1) if names and C<=20 else 3,
         'Counts of pseudolabels in each class before and after, against the uniform line')
-    return _section(title, img, 'Pseudolabels on the training pool. The dashed line is where every class would get the same share.')
+    g = ' → '.join(f'{gini(c):.2f}' for c in (first, second) if c is not None)
+    even = ' Training evens them out: that is no sign of success.' if second is not None and r.settings.get('balance') else ''
+    return _section('How many images each class gets', img, f'Pseudolabels on the training pool. The dashed line is where every class would get the same share. Imbalance (Gini, 0 is balanced): {g}.{even}')
 
 # %% ../nbs/09_evaluate.ipynb #dced97ec
 def _mended(r):
     "Misnamed classes and their sentences"
-    title = 'What stands for the classes now, misnamed ones first'
-    if not r.mended: return _section(title, _p('None: no class was found to be misnamed, or no descriptions were at hand.'))
+    if not r.mended: return ''
     cards = [_card(m) for m in r.mended]
     more = f'<details><summary>{len(cards)-6} more</summary><div class="cards">{"".join(cards[6:])}</div></details>' if len(cards)>6 else ''
-    return _section(title, f'<div class="cards">{"".join(cards[:6])}</div>{more}', 'The model connects names with images poorly where they mean something else to it. Of the sentences for a class, the one shown fits its group of look-alike images best.')
+    how = 'The class stands for the mean of its sentences; shown is the one its images support best.' if r.mended_by=='mean' else 'Of the sentences for a class, the one shown fits its group of look-alike images best.'
+    return _section('What stands for the classes now, misnamed ones first', f'<div class="cards">{"".join(cards[:6])}</div>{more}', f'The model connects names with images poorly where they mean something else to it. {how}')
 
 def _card(m):
     "One mended class"
@@ -955,19 +963,18 @@ def _card(m):
 
 def _confused(r):
     "Confusion graph before"
-    title = 'Which class was taken for which, before'
     edges = _edges(r.confusion)
-    if not edges: return _section(title, _p('No confusion was found.'))
+    if not edges: return ''
     img = _figure(lambda ax: plot_confusion_graph(r.confusion, ax=ax), 4.4, 4.2, 'Arrows between classes: '+'; '.join(f'{a} is taken for {b}' for a,b,_ in edges[:8]))
-    rows = [[f'{a} → {b}', _text(int(w)) if w==int(w) else f'{w:.3f}'] for a,b,w in edges]
+    rows = [[f'{a} → {b}', _text(int(w) if w==int(w) else w)] for a,b,w in edges]
     more = f'<details><summary>The same as a table</summary>{_html_table(["class → taken for", "images" if rows and all(float(w).is_integer() for *_,w in edges) else "weight"], rows)}</details>'
-    return _section(title, img+more, f'An arrow leads from a class to the one its images were taken for; thicker means more often. Read from {r.confusion_from}.')
+    return _section('Which class was taken for which, before', img+more, f'An arrow leads from a class to the one its images were taken for; thicker means more often. Read from {r.confusion_from}.')
 
 # %% ../nbs/09_evaluate.ipynb #d25fded3
 def _classes(r):
     "Accuracy per class"
-    title, b, a = 'Accuracy of each class', r.recall_before, r.recall_after
-    if a is None and b is None: return _section(title, _p('Not known: these images have no labels.'))
+    b, a = r.recall_before, r.recall_after
+    if a is None and b is None: return ''
     first, second = (a, None) if b is None else (b, a)
     nan = lambda v: None if v is None else np.array([np.nan if x is None else x for x in v])
     names = r.classes or [str(i) for i in range(len(first))]
@@ -977,7 +984,7 @@ def _classes(r):
     rows = sorted(([n]+[percent(v[i]) for _,v in cols if v is not None] for i,n in enumerate(names)), key=lambda o: o[0].lower())
     more = f'<details><summary>All {len(names)} classes as a table</summary>{_html_table(["class"]+[k for k,v in cols if v is not None], rows)}</details>'
     up = '' if b is None or a is None else _ups(b, a)
-    return _section(title, img+more, up)
+    return _section('Accuracy of each class', img+more, up)
 
 def _ups(b, a):
     "How many classes rose and fell"
@@ -987,12 +994,11 @@ def _ups(b, a):
 
 def _images(r):
     "Images whose label changed"
-    title = 'Images whose label changed'
-    if not r.changed: return _section(title, _p('No label changed, or no images were kept.'))
+    if not r.changed: return ''
     known = any(c.truth is not None for c in r.changed)
     note = f'{len(r.changed)} of them' if r.n_changed is None else f'{r.n_changed:,} changed, {len(r.changed)} shown'
     note += ': before → after.'+(' ✓ the new label is right, ✗ it is wrong.' if known else '')
-    return _section(title, f'<div class="grid">{"".join(map(_tile, r.changed))}</div>', note)
+    return _section('Images whose label changed', f'<div class="grid">{"".join(map(_tile, r.changed))}</div>', note)
 
 def _tile(c):
     "One image with its two labels"
@@ -1003,10 +1009,10 @@ def _tile(c):
 
 def _how(r):
     "Settings, timings, reuse"
-    res = _section('How to use it again', f'<pre><code>{_e(r.reuse)}</code></pre>' if r.reuse else _p('The classifier was not saved.'))
-    sets = _html_table(['setting','value'], [[k, _text(v)] for k,v in r.settings.items()], 'settings') if r.settings else _p('No settings were recorded.')
-    times = _html_table(['stage','seconds'], [[k, f'{v:,.1f}'] for k,v in [*r.timings.items(), ('total', sum(r.timings.values()))]], 'times') if r.timings else _p('No times were recorded.')
-    return _section('Settings and time', f'<div class="two">{sets}{times}</div>') + res
+    times = _html_table(['stage','seconds'], [[k, f'{v:,.1f}'] for k,v in [*r.timings.items(), ('total', sum(r.timings.values()))]], 'times') if r.timings else ''
+    sets = f'<details><summary>{len(r.settings)} settings</summary>{_html_table(["setting","value"], [[k, _text(v)] for k,v in r.settings.items()], "settings")}</details>' if r.settings else ''
+    res = _section('Settings and time', times+sets) if times or sets else ''
+    return res + (_section('How to use it again', f'<pre><code>{_e(r.reuse)}</code></pre>') if r.reuse else '')
 
 # %% ../nbs/09_evaluate.ipynb #74a81886
 _CSS = '''
@@ -1024,7 +1030,7 @@ _CSS = '''
 .pla .warn{background:#fff6e5;border-left:4px solid #E69F00;padding:8px 12px;margin:16px 0 0}
 .pla .cols{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:0 48px;align-items:start}
 .pla section{border-top:1px solid var(--line);margin-top:28px;padding-top:18px;min-width:0}
-.pla .note{color:var(--soft);margin:0 0 12px;max-width:70ch} .pla .none{margin:0;color:var(--soft);font-style:italic}
+.pla .note{color:var(--soft);margin:0 0 12px;max-width:70ch}
 .pla img.plot{width:100%;height:auto;display:block}
 .pla .wide{overflow-x:auto}
 .pla table{border-collapse:collapse;margin:0;font-variant-numeric:tabular-nums;background:#fff;color:var(--ink);font-size:.95rem}
@@ -1033,7 +1039,6 @@ _CSS = '''
 .pla th:last-child,.pla td:last-child{padding-right:0}
 .pla .numbers{width:100%} .pla .numbers th:first-child{min-width:9em} .pla .numbers td,.pla .numbers thead th{white-space:nowrap;overflow-wrap:normal;padding-right:0;padding-left:14px} .pla .numbers td:last-child{font-weight:700;color:var(--after)}
 .pla .settings td{text-align:left} .pla .settings th{white-space:nowrap;overflow-wrap:normal}  .pla .settings th:last-child{text-align:left}
-.pla .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:20px 64px;align-items:start} .pla .two>*{min-width:0}
 .pla .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:14px}
 .pla article{border:1px solid var(--line);border-radius:8px;padding:12px 14px;break-inside:avoid}
 .pla article p{margin:4px 0 0} .pla p.was{color:var(--soft);text-decoration:line-through} .pla .small{font-size:.85rem;color:var(--soft)}
@@ -1052,8 +1057,8 @@ _CSS = '''
 # %% ../nbs/09_evaluate.ipynb #dd2216f1
 def _body(r):
     "The page's content in one `<main>`"
-    pairs = f'<div class="cols">{_metrics(r)}{_counts(r)}</div>', _mended(r), f'<div class="cols">{_confused(r)}{_classes(r)}</div>'
-    return f'<main class="pla">{_hero(r)}{"".join(pairs)}{_trust(r)}{_images(r)}{_how(r)}</main>'
+    cols = lambda *parts: f'<div class="cols">{"".join(parts)}</div>' if any(parts) else ''
+    return f'<main class="pla">{_hero(r)}{cols(_metrics(r), _counts(r))}{_mended(r)}{cols(_confused(r), _classes(r))}{_trust(r)}{_images(r)}{_how(r)}</main>'
 
 def _trust(r):
     "What confidence is worth"

@@ -2,7 +2,7 @@
 import json, re, warnings
 from html.parser import HTMLParser
 import numpy as np
-import pytest
+import pytest, torch
 from hypothesis import given, settings, strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
@@ -173,14 +173,13 @@ def _bin_moments(bins=15):
             x = np.linspace(lo, hi, 101)
             yield 2*(hi-lo), (x*(1-x)).mean()
 
-@pytest.mark.slow
 def test_torchmetrics_agrees_where_no_value_is_on_an_edge():
-    tm, torch = pytest.importorskip('torchmetrics.functional.classification'), pytest.importorskip('torch')
+    from torchmetrics.functional.classification import multiclass_calibration_error
     rng = np.random.default_rng(1)
     p, y = rng.dirichlet(np.full(5, .4), 400), rng.integers(0, 5, 400)
     for bins in (10, 15, 20):
         for norm,f in (('l1', ece), ('max', mce)):
-            assert float(tm.multiclass_calibration_error(torch.tensor(p), torch.tensor(y), 5, bins, norm))==pytest.approx(f(p, y, bins), abs=1e-6)
+            assert float(multiclass_calibration_error(torch.tensor(p), torch.tensor(y), 5, bins, norm))==pytest.approx(f(p, y, bins), abs=1e-6)
 
 # keeping the sure ones
 @prop
@@ -387,13 +386,31 @@ def test_report_escapes_everything():
     page = Page(r.to_html())
     assert '<img src=x' not in r.to_html() and page.tags.count('script')==1 and evil in page.text
 
-def test_empty_report_is_sentences():
+def test_empty_report_has_no_empty_sections():
     page = Page(Report().to_html())
-    assert 'img' not in page.tags and 'Nothing was measured' in page.text and 'No pseudolabels were counted' in page.text
+    assert not {'img','section','h2'}&set(page.tags) and 'Nothing was measured' in page.text
 
-def test_report_without_labels_speaks_of_balance():
-    r = Report(classes=['a','b'], counts_before=[9,1], counts_after=[5,5], metrics={'zero-shot':{'gini':.4}, 'adapted':{'gini':0}})
-    assert r.headline.endswith('0.40 → 0.00') and 'have no labels' in Page(r.to_html()).text
+def test_report_without_labels_says_that_nothing_was_checked():
+    r = Report(classes=['a','b'], counts_before=[90,10], counts_after=[50,50], n_changed=41, settings=dict(balance=True))
+    assert r.headline=='41 of 100 labels changed. Nothing was checked: these images have no labels.'
+    page = Page(r.to_html())
+    assert 'Nothing was checked: these images have no labels.' in page.text and '41 of 100 labels changed' in page.text
+    assert '0.40 → 0.00. Training evens them out' in page.text and 'Accuracy' not in page.text and page.tags.count('section')==2
+    assert Report(classes=['a','b'], counts_after=[50,50], metrics={'adapted':{'gini':0}}).headline=='Nothing was checked: these images have no labels'
+    assert 'accuracy is not known' in Page(Report(metrics={'adapted':{'gini':0}}).to_html()).text
+
+@pytest.mark.parametrize('n,few', [(19, True), (20, False)])
+def test_report_warns_of_few_images(n, few):
+    r = Report(classes=['a','b'], counts_after=[10, n-10])
+    assert ('19 images are few for 2 classes' in Page(r.to_html()).text)==few and not r.warnings
+
+def test_settings_are_folded():
+    s = full_report(settings={f'setting {i}': i for i in range(45)}).to_html()
+    folded = re.findall('<details>(.*?)</details>', s, re.S)
+    assert any('45 settings' in o and 'setting 44' in o for o in folded) and s.count('setting 44')==2 # and in the JSON
+
+@pytest.mark.parametrize('rule,says', [('mean', 'The class stands for the mean of its sentences'), ('paper', 'fits its group of look-alike images best'), ('', 'look-alike images best')])
+def test_report_says_what_a_sentence_stands_for(rule, says): assert says in Page(full_report(mended_by=rule).to_html()).text
 
 def test_report_checks_lengths():
     with pytest.raises(ValueError, match='expected 2 counts_before for 2 classes, got 3'): Report(classes=['a','b'], counts_before=[1,2,3])
