@@ -279,18 +279,18 @@ def fit(self:CAP,
     lap('describe')
     g = f.to(vlm.device) # training happens where the model is
     start = _Start(g, zero, cfg)
-    T,chosen = zero,{}
+    T,chosen,how = zero,{},''
     if texts is not None and any(c in texts for c in task.classes):
         words,cands = embed_candidates(vlm, task.classes, texts)
         got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior, diagnosis.runs[0] if diagnosis.runs else None)
-        T,chosen = got.T,_record(texts, task.classes, words, got)
+        T,chosen,how = got.T,_record(texts, task.classes, words, got),got.how
         start.q = got.q
         lap('choose descriptions')
     fit = _train(vlm, g, T, chosen, cfg, start, regulariser, checkpoint, progress, callback, cache)
     lap('train')
     before = zero_shot_proba(g.V, zero, vlm.logit_scale).cpu()
     about = dict(library=f'pla_nb {__version__}', vlm=vlm.name, images=len(f), paradigm=task.paradigm, task=task.name,
-                 mismatched=list(diagnosis.mismatched), timings={k: round(v, 2) for k,v in times.items()}, context=context)
+                 mismatched=list(diagnosis.mismatched), timings={k: round(v, 2) for k,v in times.items()}, context=context, choice=how)
     run = dict(fit=fit, diagnosis=diagnosis, features=f, descriptions=texts, before=before, after=fit.last.argmax(1).cpu(), name_scores=_name_scores(g.V, zero, T, fit.last, task.classes, chosen))
     clf = Classifier(_with_prompts(vlm, fit.head), list(task.classes), fit.head, chosen, 1., about, run)
     clf.temperature,about['calibration'] = _guessed_temperature(clf, g, start)
@@ -466,7 +466,8 @@ def trust(self:Classifier,
 )->Trust:
     "What the confidence is worth, in words and numbers"
     logits,y,f = self._judged(task, progress, cache)
-    return judged(self.proba(logits).cpu().numpy(), y, self.classes, images=f'images of {task.name or "a task"}', how=self.about.get('calibration', ''))
+    t = judged(self.proba(logits).cpu().numpy(), y, self.classes, images=f'images of {task.name or "a task"}', how=self.about.get('calibration', ''))
+    return _named_folders(self, task, t)
 
 @patch
 def _judged(self:Classifier, task, progress, cache):
@@ -503,13 +504,20 @@ def report(self:Classifier,
     elif 'trust' in self.about: r['trust'] = self.about['trust']
     elif run: # nothing is known about right and wrong, and that has to be said
         p = self.proba(_pool_logits(self, run['features']))
-        r['trust'] = judged(p.cpu().numpy(), None, C, images='the pool itself', how=self.about.get('calibration', '')).to_dict()
-    r['mended'] = _mended(self, m)
+        t = judged(p.cpu().numpy(), None, C, images='the pool itself', how=self.about.get('calibration', ''))
+        r['trust'] = _named_folders(self, run['features'].task, t).to_dict()
+    r |= dict(mended=_mended(self, m), mended_by=self.about.get('choice', ''))
     r = Report(**r)
     if path: r.save(path)
     return r
 
 # %% ../nbs/11_classifier.ipynb #19dbcc57
+def _named_folders(clf, task, t):
+    "`t` with the folders of classifier and images, where they are known"
+    t.saved,root = clf.about.get('folder', t.saved),getattr(task.images, 'root', None)
+    if root: t.photos = f'{Path(root).name}/'
+    return t
+
 def _settings(clf): return {**{k: v for k,v in clf.about.items() if k not in ('timings','mismatched','folder','trust')}, **asdict(clf.head.cfg)}
 
 def _mended(clf, m):
@@ -665,16 +673,16 @@ A zero-shot classifier of {len(clf.classes)} classes, adapted to {a.get('images'
 - Names that no group of images answered to: {', '.join(map(_md, a.get('mismatched', []))) or 'none'}.
 - Trained: {_trained(clf.head.cfg)}.
 
-{_confidence(clf)}
+{_confidence(clf, name)}
 
 | class | described as |
 |---|---|
 {rows}
 """
 
-def _confidence(clf):
+def _confidence(clf, name):
     "What is known about the probabilities"
-    if 'trust' in clf.about: return Trust.from_dict(clf.about['trust']).to_markdown()
+    if 'trust' in clf.about: return Trust.from_dict({**clf.about['trust'], 'saved': name}).to_markdown()
     how = clf.about.get('calibration') or 'as they came out of training'
     return f'## Confidence\n\nNot checked on labeled images: do not read probabilities as chances before you have. They are {how}.'
 

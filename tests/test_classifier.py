@@ -405,6 +405,17 @@ def test_adapt_keeps_what_belongs_together(vlm, task, tmp_path):
     assert again.about['trust']==clf.about['trust'] and again.texts=={NAMES[0]: 'a red picture'}
     assert Descriptions.load(tmp_path/'clf'/'descriptions.json').candidates(NAMES[0])==['a red picture']
 
+def test_the_mean_of_sentences_is_called_that(vlm, task):
+    words = {NAMES[0]: ['a red picture','all is red'], NAMES[2]: 'blue everywhere'}
+    pages = {how: fit(vlm, task, words, choose=how).report().to_html() for how in ('mean','first')}
+    assert 'mean of its sentences' in pages['mean'] and 'mean of its sentences' not in pages['first']
+
+def test_the_lines_that_check_a_classifier_name_its_folders(vlm, tmp_path):
+    folder = write_folder(tmp_path/'my photos')
+    clf = adapt(folder, out=tmp_path/'my clf', vlm=vlm, progress=False, **CFG)
+    page = (tmp_path/'my clf'/'report.html').read_text(encoding='utf-8')
+    assert 'my clf' in page and 'my photos/' in page and 'my-classifier' not in page
+
 # dials and strategies
 
 @pytest.mark.parametrize('dial,strategy', [('features','fpl'), ('features','upl'), ('features','cpl'), ('text','cap'), ('text','grip'), ('text','upl'), ('maple','cap'), ('maple','fpl')])
