@@ -222,7 +222,7 @@ def first_labels(
     return q
 
 # %% ../nbs/08_train.ipynb #d6898cd5
-UNEVEN = 1/8 # `prior='auto'` takes an estimate that is less uneven for error
+UNEVEN = 1/7 # `prior='auto'` takes an estimate that is less uneven for error
 
 def unevenness(
     share, # (C,) sums to 1
