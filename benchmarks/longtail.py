@@ -57,8 +57,9 @@ def methods(c, f, shares, seed):
         return fit_strategy(FPL(), h, h.zero_shot(), seed=seed, progress=False)
     yield 'zero-shot, described',lambda: c.test.V@c.T.T
     yield 'fpl',few
-    yield 'cap, uniform prior',run
-    yield 'cap, no balance',lambda: run(balance=False)
+    yield 'cap, default',run
+    yield 'cap, uniform prior',lambda: run(prior='uniform')
+    yield 'cap, no balance',lambda: run(balance=False, prior='uniform')
     yield 'cap, estimated prior',lambda: run(prior='estimate')
     yield 'cap, estimated prior, zero-shot start',lambda: run(prior='estimate', start='zero-shot')
     yield 'cap, true prior',lambda: run(prior=shares.tolist())

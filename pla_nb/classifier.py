@@ -20,7 +20,7 @@ from . import __version__
 from .align import Diagnosis, choose_descriptions, diagnose, spherical_kmeans
 from .backbones import VLM, pick_device
 from .calibrate import Calibrator, IsotonicCalibrator, TemperatureScaler, VectorScaler, cluster_agreement, prediction_sets, unlabeled_temperature
-from .data import ArrayImages, FileImages, Task, decode, to_rgb
+from .data import ArrayImages, FileImages, Task, _norm, decode, to_rgb
 from .describe import ClassText, Descriptions, FromFile, Rules, _md, describe
 from .evaluate import Changed, Mended, Metrics, Report, evaluate as metrics
 from .features import features
@@ -49,12 +49,12 @@ def read_descriptions(
         return Descriptions(source, name_is_candidate=False, template=template)
     if not isinstance(source, (str, os.PathLike, FromFile)): raise TypeError(f"expected descriptions as a dict, a JSON file, Descriptions or an engine, got {type(source).__name__}")
     file = source if isinstance(source, FromFile) else FromFile(source)
-    found = {c: e for c in classes if (e := file.lookup(c))}
+    found = {c: e for c in classes if (e := file.lookup(c)) and (e.candidates or e.chosen)}
     if not found: raise ValueError(f"{file.path} describes none of the classes {', '.join(classes[:5])}, …: use the same names")
     for k in file.descriptions: # a file may be about more classes than these; a misspelt one leaves its class without a description
         if k not in classes and (near := difflib.get_close_matches(k, [c for c in classes if c not in found], 1, .8)): warnings.warn(f"{file.path} describes {k!r}, which is no class: did you mean {near[0]!r}?")
     # Sentences alone stand alone; in a file that `Descriptions.save` wrote, the name may compete.
-    named = 'format' in json.loads(Path(file.path).read_text(encoding='utf-8')) and file.descriptions.name_is_candidate
+    named = 'format' in json.loads(Path(file.path).read_text(encoding='utf-8-sig')) and file.descriptions.name_is_candidate
     return Descriptions(found, name_is_candidate=named, template=template)
 
 # %% ../nbs/11_classifier.ipynb #f4418920
@@ -210,7 +210,8 @@ def predict_proba(self:Classifier,
 ): # (N,C) array, rows sum to 1; (C,) for a single image
     "Probability of each class"
     src,one = _items(images)
-    f = features(self.vlm, src, cache=False if isinstance(src, _Pictures) else cache, progress=progress, strict=True)
+    few = cache is None and len(src)<32 # a file of features for every call would slow the next ones down
+    f = features(self.vlm, src, cache=False if few or isinstance(src, _Pictures) else cache, progress=progress, strict=True)
     p = self.proba(self.logits(f.V, f.U)).cpu().numpy()
     return p[0] if one else p
 
@@ -269,7 +270,7 @@ def fit(self:CAP,
     if cfg.dial!='features': prompts_for(vlm, task.classes, cfg.dial, cfg.n_ctx, cfg.depth) # an error now rather than after the long part
     asks = hasattr(descriptions, 'chat')
     texts = None if asks else read_descriptions(descriptions, task.classes, vlm.template)
-    f = _of_task(features, task) if features is not None else _features(vlm, task, cache, progress)
+    f = _of_task(features, task, vlm) if features is not None else _features(vlm, task, cache, progress)
     task = f.task
     lap('encode images')
     zero = vlm.encode_classes(task.classes)
@@ -282,7 +283,7 @@ def fit(self:CAP,
     T,chosen,how = zero,{},''
     if texts is not None and any(c in texts for c in task.classes):
         words,cands = embed_candidates(vlm, task.classes, texts)
-        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior, diagnosis.runs[0] if diagnosis.runs else None)
+        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior, _of_all(diagnosis, task.classes))
         T,chosen,how = got.T,_record(texts, task.classes, words, got),got.how
         start.q = got.q
         lap('choose descriptions')
@@ -297,6 +298,12 @@ def fit(self:CAP,
     return clf
 
 # %% ../nbs/11_classifier.ipynb #825098f1
+def _of_all(diagnosis, classes):
+    "What the removal loop found, among all classes: in TRZSL it looked at the unseen ones"
+    if not diagnosis.runs: return None
+    m = diagnosis.runs[0]
+    return replace(m, final={classes.index(m.classes[c]) for c in m.final})
+
 class _Start:
     "The vision space of a pool and its neighbours, made when they are first asked for"
     q = None # (N,C) soft labels of the pool, if choosing the texts has made them
@@ -358,8 +365,9 @@ def _with_prompts(vlm, head):
 # %% ../nbs/11_classifier.ipynb #3bad6c2a
 def _features(vlm, task, cache, progress): return features(vlm, task, cache=cache, progress=progress)
 
-def _of_task(f, task):
+def _of_task(f, task, vlm):
     "Features with this task, which may allow other labels than the one that they were made of"
+    if getattr(f, 'vlm_key', None) and f.vlm_key!=vlm.key: raise ValueError(f'these features are of another model than {vlm.name}, or of other weights: make them with features(vlm, task)')
     if len(task)!=len(f) and f.skipped:
         gone = set(f.skipped)
         task = task.subset([i for i in range(len(task)) if task.images.name(i) not in gone])
@@ -417,9 +425,11 @@ def _zero(self:Classifier, device): return self.base.encode_classes(self.classes
 
 def _to_mine(task, classes):
     "Targets of a task as indices into `classes`; -1 where a class is not among them"
-    where = {c: i for i,c in enumerate(classes)}
-    if not any(c in where for c in task.classes): raise ValueError(f"the task's classes ({', '.join(task.classes[:5])}, …) are not those of the classifier ({', '.join(classes[:5])}, …)")
-    return np.array([where.get(task.classes[t], -1) if t>=0 else -1 for t in task.targets])
+    where = {_norm(c): i for i,c in enumerate(classes)}
+    other = [c for c in task.classes if _norm(c) not in where]
+    if len(other)==len(task.classes): raise ValueError(f"the task's classes ({', '.join(task.classes[:5])}, …) are not those of the classifier ({', '.join(classes[:5])}, …)")
+    if other: warnings.warn(f"images of {', '.join(other[:5])}{', …' if len(other)>5 else ''} are left out: the classifier has no such class")
+    return np.array([where.get(_norm(task.classes[t]), -1) if t>=0 else -1 for t in task.targets])
 
 # %% ../nbs/11_classifier.ipynb #847a1220
 CALIBRATORS = dict(temperature=TemperatureScaler, vector=VectorScaler, isotonic=IsotonicCalibrator)
@@ -530,7 +540,7 @@ def _mended(clf, m):
 
 def _changed(task, before, after, proba, classes, n=36):
     "Images whose label changed, surest first, at most a few of each kind"
-    idx = (before!=after).nonzero()[:,0]
+    proba,idx = proba.cpu(),(before!=after).nonzero()[:,0]
     idx = idx[proba.max(1).values[idx].argsort(descending=True, stable=True)].tolist()
     seen,out = {},[]
     for i in idx:
@@ -577,6 +587,7 @@ def save_with_report(self:Classifier,
     self.about['folder'] = str(place)
     texts = (self.run or {}).get('descriptions')
     if texts is not None: texts.save(place/'descriptions.json')
+    elif self.run: (place/'descriptions.json').unlink(missing_ok=True) # of an earlier classifier
     report = self.report(test, place/'report.html', progress=progress, cache=cache)
     if test is not None: self.save(place) # again: the card tells how confidence was checked
     return report
@@ -587,13 +598,13 @@ def check_folder(
 ):
     "An error if other files are there"
     folder = Path(folder).expanduser()
-    if folder.is_dir() and any(folder.iterdir()) and not (folder/'classifier.json').exists(): raise FileExistsError(17, 'it holds other files: give a new folder', str(folder))
+    if folder.is_dir() and any(not o.name.startswith('.') for o in folder.iterdir()) and not (folder/'classifier.json').exists(): raise FileExistsError(17, 'it holds other files: give a new folder', str(folder))
 
 def _write(clf, folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
     check_folder(folder)
     name = folder.resolve().name
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{name[:40]}-'))
+    tmp = Path(tempfile.mkdtemp(dir=folder if folder.exists() else folder.parent, prefix=f'.{name[:40]}-')) # a folder may be all that one may write to
     try:
         kind,tensors = _pack(clf.head)
         data = to_safetensors(tensors)
@@ -666,7 +677,7 @@ def _card(clf, name):
 A zero-shot classifier of {len(clf.classes)} classes, adapted to {a.get('images', 'some')} unlabeled images ({a.get('paradigm', 'UL')}) with {a.get('library', 'pla_nb')}.
 
     from pla_nb.all import *
-    clf = Classifier.load('{name}')
+    clf = Classifier.load({name!r})
     clf.predict('new.jpg')
 
 - Backbone: {clf.base.name}, not included.

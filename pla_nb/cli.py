@@ -272,7 +272,7 @@ def report_command(a):
     test = lib.Task.from_folder(a.test, clf.classes)
     report = clf.report(test, progress=not a.quiet)
     if page.exists(): _add(lib.Report.load(page), report)
-    if report.metrics['adapted'].get('accuracy'): clf.save(folder) # its card tells how confidence was checked
+    if report.metrics['adapted'].get('accuracy') is not None: clf.save(folder) # its card tells how confidence was checked
     else: _complain(f'note: the images in {a.test} have no labels: only the balance of the predictions is known')
     _say(report.headline, '', _compare(report.metrics, lib), '', f"report: {_written(a.out or folder/f'report-{test.name}.html', report.save)}")
 
@@ -297,8 +297,8 @@ def calibrate_command(a):
     task = lib.Task.from_folder(a.labeled, clf.classes)
     before = clf.evaluate(task, progress=not a.quiet)
     after = clf.calibrate(task, progress=False, how=a.how).evaluate(task)
-    clf.save(a.classifier)
-    _say(f'{clf.about["calibration"]}', f'calibration error (ECE) on them: {lib.percent(before.ece)} before, {lib.percent(after.ece)} now; fitted to the same images, so somewhat more on others', f'saved in {a.classifier}')
+    place = clf.save(a.classifier)
+    _say(f'{clf.about["calibration"]}', f'calibration error (ECE) on them: {lib.percent(before.ece)} before, {lib.percent(after.ece)} now; fitted to the same images, so somewhat more on others', f'saved in {place}')
 
 # %% ../nbs/20_cli.ipynb #3bb4e3a0
 def _ask_live(
@@ -498,6 +498,8 @@ def main(
     if not hasattr(a, 'run'):
         p.print_help(sys.stderr)
         return 2
+    for s in (sys.stdout, sys.stderr): # a console that lacks a character shows its number
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     with _notes(): return _run(a)
 
 def _run(a):

@@ -1,9 +1,9 @@
 "From images to a saved classifier, with the exported library and real models: small random-weight ones, and the starter"
-import json, os, shutil, warnings
+import json, os, shutil, tempfile, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from pla_nb.align import detect_mismatch
+from pla_nb.align import detect_mismatch, diagnose
 from pla_nb.backbones import OpenClip, Starter
 from pla_nb.classifier import RULES, CAP, Classifier, adapt, choose_texts, embed_candidates, read_descriptions
 from pla_nb.data import ArrayImages, Task, UnreadableImage, fashion_mnist
@@ -159,6 +159,25 @@ def test_descriptions_that_cannot_be(vlm, words, error):
     t = colored(3); t.images.load = no_images
     with pytest.raises(ValueError, match=error): fit(vlm, t, words)
 
+def test_a_class_left_blank_in_a_file_keeps_its_name(vlm, task, tmp_path):
+    for blank in ('', []):
+        (tmp_path/'words.json').write_text(json.dumps({NAMES[0]: blank, NAMES[2]: 'blue all over'}))
+        assert fit(vlm, task, str(tmp_path/'words.json')).texts=={NAMES[2]: 'blue all over'}
+    (tmp_path/'words.json').write_bytes(b'\xef\xbb\xbf'+json.dumps({NAMES[2]: 'blue all over'}).encode()) # as Notepad saves it
+    assert fit(vlm, task, str(tmp_path/'words.json')).texts=={NAMES[2]: 'blue all over'}
+
+def test_lost_names_of_unseen_classes(vlm):
+    "In TRZSL the removal loop looks at unseen classes only; the others keep the mean of their sentences"
+    names = NAMES+['dark','light']
+    rng = np.random.default_rng(0)
+    t = Task(np.stack([picture([*COLORS.values(),(20,20,20),(240,240,240)][i%6], rng) for i in range(60)]), names, np.arange(60)%6).trzsl()
+    d,words = diagnose(vlm, t),{c: [f'{c} one','another picture'] for c in names}
+    lost = {d.runs[0].classes[c] for c in d.runs[0].final}
+    assert lost and lost<=set(t.unseen) and set(t.seen)
+    by = {how: CAP(vlm, **CFG).fit(t, words, diagnosis=d, progress=False, choose=how).head.evidence.T for how in ('mean','leftover')}
+    changed = {c for c,a,b in zip(names, *by.values()) if not torch.equal(a, b)}
+    assert changed and changed<=lost
+
 def test_descriptions_of_other_things(vlm, task):
     with pytest.raises(ValueError, match='of none of the classes'): fit(vlm, task, Descriptions({'zebra': ClassText(['a striped horse'])}))
 
@@ -240,6 +259,22 @@ def test_questions_that_cannot_be_answered(clf, tmp_path):
         with pytest.raises(TypeError, match='expected images'): clf.predict(x)
 
 # evaluate and report
+
+def test_classes_spelt_another_way(clf, task):
+    names = ['Red_things','grüne äpfel','BLUE (sky)','<script>alert(1)</script>']
+    assert clf.evaluate(Task(task.images, names, task.targets)).accuracy==clf.evaluate(task).accuracy
+    with pytest.warns(UserWarning, match='images of zebra are left out'): m = clf.evaluate(Task(task.images, [*NAMES[:3],'zebra'], task.targets))
+    assert m.accuracy is not None
+
+def test_single_images_leave_nothing_in_the_cache(clf, task, tmp_path, monkeypatch):
+    monkeypatch.setenv('PLA_CACHE', str(tmp_path/'cache'))
+    paths = [tmp_path/f'{i}.png' for i in range(33)]
+    for i,p in enumerate(paths): Image.fromarray(np.asarray(task.images[i])).save(p)
+    one = [clf.predict(p) for p in paths[:5]]
+    assert not list((tmp_path/'cache').rglob('*.safetensors')) and clf.predict(paths)[:5]==one and list((tmp_path/'cache').rglob('*.safetensors'))
+
+def test_features_of_another_model(vlm, task):
+    with pytest.raises(ValueError, match='of another model'): fit(tiny(seed=5), task, features=features(vlm, task))
 
 def test_a_test_set_with_another_order_of_classes(clf, task):
     order = [2,0,3,1]
@@ -334,6 +369,26 @@ def test_saving_that_is_stopped_leaves_one_of_the_two(clf, vlm, task, left, tmp_
     assert Classifier.load(folder, vlm).predict_proba(task).tobytes()==p['old' if left<2 else 'new']
     other.save(folder)
     assert {o.name for o in folder.iterdir()}=={'classifier.json','classifier.safetensors','README.md'} and Classifier.load(folder, vlm).predict_proba(task).tobytes()==p['new']
+
+def test_a_folder_that_is_there_is_all_that_is_written_to(clf, vlm, tmp_path, monkeypatch):
+    "A mounted folder may lie on another disk than its parent, and the parent may be closed"
+    made,real = [],tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, 'mkdtemp', lambda **kw: made.append(Path(kw['dir'])) or real(**kw))
+    (tmp_path/'mounted').mkdir()
+    assert clf.save(tmp_path/'mounted')==tmp_path/'mounted'==clf.save(tmp_path/'mounted') and made==[tmp_path/'mounted']*2
+    assert {o.name for o in (tmp_path/'mounted').iterdir()}=={'classifier.json','classifier.safetensors','README.md'}
+
+def test_old_descriptions_do_not_stay(clf, vlm, task, tmp_path):
+    clf.save_with_report(tmp_path/'clf')
+    assert (tmp_path/'clf'/'descriptions.json').exists()
+    fit(vlm, task).save_with_report(tmp_path/'clf')
+    assert not (tmp_path/'clf'/'descriptions.json').exists()
+
+def test_the_code_of_a_card_can_be_run(clf, tmp_path):
+    card = (clf.save(tmp_path/"my 'clf'")/'README.md').read_text()
+    code = '\n'.join(l.strip() for l in card.splitlines() if l.startswith('    '))
+    compile(code, 'card', 'exec')
+    assert 'Classifier.load("my \'clf\'")' in code
 
 def test_the_card_shows_text_as_text(vlm, tmp_path):
     names = ['a | b','*red*','<img src=x onerror=alert(1)>']

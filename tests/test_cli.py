@@ -219,6 +219,10 @@ def test_calibrate(pla, clf, test, how, tmp_path):
     before,after = (pla('predict', o, test, '--quiet')[1] for o in (clf, tmp_path/'clf'))
     assert before!=after and len(before.splitlines())==len(after.splitlines())==24
 
+def test_a_console_that_lacks_characters(clf):
+    p = subprocess.run([sys.executable, '-c', 'import sys; from pla_nb.cli import main; sys.exit(main(sys.argv[1:]))', 'report', str(clf)], capture_output=True, env=os.environ|dict(PYTHONIOENCODING='ascii:strict'))
+    assert p.returncode==0 and not p.stderr and b'report.html' in p.stdout
+
 def test_report_without_labels(pla, clf, test, tmp_path):
     (tmp_path/'flat').mkdir()
     for p in test.rglob('*.png'): shutil.copy(p, tmp_path/'flat')
