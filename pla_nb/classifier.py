@@ -747,6 +747,9 @@ def adapt(
     context:str='photo', # what the images are
     test=None, # folder or Task of held-out images
     progress:bool=True,
+    labels='folders', # what sub-folders are: classes, or None: nothing
+    paradigm:str='UL', # which labels may be read: 'UL', 'SSL', 'TRZSL'; of a folder
+    n:int=2, # SSL: labels per class
     cache=None, # folder for features; False: none
     choose:str='auto', # what stands for a described class, see `choose_texts`
     checkpoint=None, # folder from which a stopped run goes on (prompts only)
@@ -757,7 +760,7 @@ def adapt(
     "Images and class names in, adapted classifier and report out"
     if out is not None: check_folder(out) # an error now rather than after the long part
     vlm = VLM(vlm, pretrained) if isinstance(vlm, str) else vlm
-    task = folder if isinstance(folder, Task) else Task.from_folder(folder, classes=classes)
+    task = folder if isinstance(folder, Task) else Task.from_folder(folder, classes, paradigm, labels=labels, n=n)
     if isinstance(test, (str, Path)): test = Task.from_folder(test, classes=task.classes)
     clf = CAP(vlm, **config).fit(task, descriptions, context, progress=progress, cache=cache, choose=choose, checkpoint=checkpoint, callback=callback, regulariser=regulariser)
     if out is not None: clf.save_with_report(out, test, cache=cache)

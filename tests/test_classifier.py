@@ -450,6 +450,13 @@ def test_adapt_takes_folders(vlm, tmp_path):
     clf = adapt(str(folder), vlm=vlm, test=str(folder), progress=False, **CFG)
     assert clf.classes==sorted(clf.classes) and clf.evaluate(folder).accuracy is not None
 
+def test_adapt_is_told_what_folders_are(vlm, tmp_path):
+    folder = write_folder(tmp_path/'pool', 5)
+    kw = dict(vlm=vlm, progress=False, **CFG)
+    with pytest.raises(ValueError, match='labels=None'): adapt(folder, classes=['sun','moon'], **kw)
+    assert adapt(folder, classes=['sun','moon'], labels=None, **kw).classes==['sun','moon']
+    assert adapt(folder, paradigm='SSL', n=1, **kw).about['paradigm']=='SSL'
+
 def test_adapt_keeps_what_belongs_together(vlm, task, tmp_path):
     "Classifier, report and descriptions in one folder; the card knows what the held-out images said"
     rows = []
