@@ -10,7 +10,7 @@ __all__ = ['log', 'REFUSAL', 'THINKING', 'MARKUP', 'FORMAT', 'PREFERRED', 'PAIR_
 
 # %% ../nbs/03_describe.ipynb #9ea9082e
 import hashlib, html, importlib.resources, json, logging, os, re, sys, threading, time, unicodedata, urllib.parse, warnings
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -373,7 +373,7 @@ def _respect_hand(e, check, scores):
 # %% ../nbs/03_describe.ipynb #68004b89
 def _read_json(path):
     "A JSON object, or an error that says where it is broken"
-    try: data = json.loads(Path(path).read_text(encoding='utf-8'))
+    try: data = json.loads(Path(path).read_text(encoding='utf-8-sig')) # editors on Windows may begin a file with a mark
     except (ValueError, RecursionError) as e: raise ValueError(f"'{path}' is not valid JSON ({e}): mend that place, or move the file away to start again") from None
     if not isinstance(data, dict): raise ValueError(f"'{path}' should hold an object such as {{\"class\": \"sentence\"}}, got a {type(data).__name__}")
     return data
@@ -549,10 +549,10 @@ class Ollama:
         in_flight:int = 2, # questions at once; Ollama queues what it cannot run
         **options, # Ollama's own: temperature=.7, seed=1, num_predict=400, ...
     ):
-        import ollama
         self.model,self.pull_missing,self.timeout,self.keep_alive,self.in_flight = model,pull,timeout,keep_alive,in_flight
         self.options = dict(temperature=.8, top_p=.95, seed=0, num_ctx=context_length, num_predict=800) | options
         self.host,local = _host(host)
+        import ollama # after the check: it reads $OLLAMA_HOST, too
         self.tokens,self.seconds = 0,0.
         if not local: warnings.warn(f'class names and prompts go to another machine: {self.host}', stacklevel=2)
         elif _is_cloud(model): warnings.warn(f"'{model}' runs in a cloud: class names and prompts leave this machine", stacklevel=2)
@@ -562,8 +562,10 @@ class Ollama:
 # %% ../nbs/03_describe.ipynb #d784e82e
 def _host(host):
     "The server's URL, and whether it is this machine"
-    from ollama._client import _parse_host
-    url = _parse_host(host or os.environ.get('OLLAMA_HOST'))
+    try:
+        from ollama._client import _parse_host
+        url = _parse_host(host or os.environ.get('OLLAMA_HOST'))
+    except ValueError as e: raise ValueError(f"expected the host of Ollama as name:port, such as 'localhost:11434', got host={host!r} and OLLAMA_HOST={os.environ.get('OLLAMA_HOST')!r} ({e}): correct it, or leave it out for this machine") from None
     name = urllib.parse.urlsplit(url).hostname or ''
     if name in ('0.0.0.0', '::'): # what a server listens on is nothing that a client can ask
         url,name = _parse_host(url.replace('[::]', '127.0.0.1').replace('0.0.0.0', '127.0.0.1')),'127.0.0.1'
@@ -645,14 +647,23 @@ def _account(self:Ollama, part):
 # %% ../nbs/03_describe.ipynb #b0416f29
 PREFERRED = 'llama3 qwen gemma mistral phi'.split() # families that follow instructions
 
-def _ollama_models(host):
-    "Names of the models that a running Ollama has for chatting; None if none is running"
+def _ollama_model(host): # (name, '') or (None, why)
+    "The model that a running Ollama has for chatting"
+    try: url,local = _host(host)
+    except ValueError as e: return None,str(e)
     import ollama
-    url,local = _host(host)
-    try: found = ollama.Client(url, timeout=_timeouts(2), follow_redirects=False, trust_env=not local).list().models
-    except Exception: return None
-    names = [o.model for o in found if o.model and 'embed' not in o.model and not _is_cloud(o.model)]
-    return sorted(names, key=lambda o: next((i for i,p in enumerate(PREFERRED) if o.startswith(p)), len(PREFERRED)))
+    client = ollama.Client(url, timeout=_timeouts(2), follow_redirects=False, trust_env=not local)
+    try: names = [o.model for o in client.list().models if o.model and not _is_cloud(o.model)]
+    except Exception: return None,'no Ollama is running'
+    names.sort(key=lambda o: next((i for i,p in enumerate(PREFERRED) if o.startswith(p)), len(PREFERRED)))
+    name = next((o for o in names if _chats(client, o)), None)
+    return name,'' if name else 'Ollama is running but has no chat model (`ollama pull llama3.2`)'
+
+def _chats(client, model):
+    "Whether a model answers, or only embeds; an old Ollama does not say, but for the name"
+    try: can = client.show(model).capabilities
+    except Exception: return False
+    return 'embed' not in model if can is None else 'completion' in can
 
 def _embedded_installed():
     from importlib.util import find_spec
@@ -663,9 +674,8 @@ def default_engine(
     host:str|None = None, # where Ollama may be; None: $OLLAMA_HOST, or this machine
 ): # an engine with a sentence in `why`, or None
     "The first engine that is available: Ollama, then the embedded model"
-    models = _ollama_models(host)
-    if models: return _because(e := Ollama(models[0], host), f'descriptions come from Ollama at {e.host}, model {e.model}: it is running, and is asked first')
-    why = 'no Ollama is running' if models is None else 'Ollama is running but has no chat model (`ollama pull llama3.2`)'
+    model,why = _ollama_model(host)
+    if model: return _because(e := Ollama(model, host), f'descriptions come from Ollama at {e.host}, model {e.model}: it is running, and is asked first')
     if _embedded_installed(): return _because(EmbeddedLLM(), f'descriptions come from the embedded model: {why}')
     log.warning('no language model: %s, and the embedded one is not installed (pip install "pla_nb[llm]"); class names stand for themselves', why)
 
@@ -694,11 +704,19 @@ def ask(
     return problem or str(error)
 
 # %% ../nbs/03_describe.ipynb #bf52466d
+def _in_thread(f, *args)->Future:
+    "Call a function in a thread that no exit waits for"
+    out = Future()
+    def run():
+        try: out.set_result(f(*args))
+        except BaseException as e: out.set_exception(e)
+    threading.Thread(target=run, name='describe', daemon=True).start()
+    return out
+
 def _answers(forms, engine, retries, remember=lambda key: None):
     "Yield (key, problem, error) as answers come in; stops asking when the engine is dead, or nobody waits any more"
     todo,failed,stop = list(forms.items()),0,threading.Event()
     workers,running = max(1, getattr(engine, 'in_flight', 1)),{}
-    ex = ThreadPoolExecutor(workers, thread_name_prefix='describe')
     def one(key, form):
         problem = ask(form, engine, retries, stop)
         if not form.need: remember(key) # in this thread: also when nobody waits for it any more
@@ -707,7 +725,7 @@ def _answers(forms, engine, retries, remember=lambda key: None):
         while todo or running:
             while todo and len(running) < workers:
                 key,form = todo.pop(0)
-                running[ex.submit(one, key, form)] = key
+                running[_in_thread(one, key, form)] = key
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 key,e = running.pop(f),f.exception()
                 if e and not isinstance(e, Exception): raise e
@@ -716,9 +734,7 @@ def _answers(forms, engine, retries, remember=lambda key: None):
                 if e and (getattr(e, 'dead', True) or failed > 1): # two classes in a row without an answer: the engine is gone
                     yield from ((k, '', e) for k,_ in todo)
                     todo = []
-    finally:
-        stop.set()
-        ex.shutdown(wait=False, cancel_futures=True)
+    finally: stop.set()
 
 # %% ../nbs/03_describe.ipynb #2ff8f7e5
 class _Cache:

@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(dict(error=f"model '{body['model']}' not found"), 404)
 
     def show(self, s, body):
-        if self.known(s, body): self.reply(dict(details=dict(family='gemma3', format='gguf'), model_info={'general.architecture': 'gemma3'}, capabilities=['completion']))
+        if self.known(s, body): self.reply(dict(details=dict(family='gemma3', format='gguf'), model_info={'general.architecture': 'gemma3'}, **({} if (can := s.capabilities.get(tag(body['model']), ['completion'])) is None else dict(capabilities=can))))
 
     def pull(self, s, body):
         "Progress lines for two layers; then the model is there"
@@ -149,6 +149,7 @@ class OllamaServer:
     "The server, in threads of this process, on a free loopback port"
     def __init__(self, backend=good, models=('tiny:latest',), pullable=(), port=0):
         self.backend,self.models,self.pullable = backend,[tag(m) for m in models],[tag(m) for m in pullable]
+        self.capabilities = {} # model -> what it can do, if not chat alone; None: not said, as by an old server
         self.faults,self.requests,self.lock,self.release = [],[],threading.Lock(),threading.Event()
         self.http = Quiet(('127.0.0.1', port), Handler)
         self.http.owner = self

@@ -127,6 +127,10 @@ def test_a_broken_file_is_left_alone(tmp_path, text, says):
     with pytest.raises(ValueError, match=says): describe(['a'], engine=Engine(), path=p)
     assert p.read_text(encoding='latin1') == text
 
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    (tmp_path/'d.json').write_text('{"caf\u00e9": "a red \u00e9clair"}', encoding='utf-8-sig')
+    assert Descriptions.load(tmp_path/'d.json').text('caf\u00e9') == 'a red \u00e9clair'
+
 def test_name_is_the_last_candidate():
     d = Descriptions({'wild_cat': ClassText(['a striped cat'])})
     assert d.candidates('wild_cat') == ['a striped cat', 'a photo of a wild cat.']
@@ -402,18 +406,36 @@ def test_what_was_answered_just_before_ctrl_c_is_kept():
     threads_end()
     assert kept == [{'a'}, {'a', 'b'}] and len(e.asked) == 2
 
+def child(code, *args):
+    "A process that runs a script in this folder"
+    here = Path(__file__).parent
+    return subprocess.run([sys.executable, '-c', textwrap.dedent(code), *map(str, args)], cwd=here, env=os.environ | dict(PYTHONPATH=f'{here}{os.pathsep}{here.parent}'), capture_output=True, timeout=300)
+
+def test_ctrl_c_ends_the_process_whatever_the_engine_does(tmp_path):
+    "The second question is never answered"
+    r = child('''
+        import os, signal, sys, threading
+        from test_describe import Engine, CLASSES, good, describe
+        def answer(p, s):
+            if len(e.asked) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                threading.Event().wait()
+            return good(p, s, {})[0]
+        e = Engine(answer)
+        describe(CLASSES, engine=e, path=sys.argv[1], progress=False, cache=False)''', tmp_path/'d.json')
+    assert r.returncode == -signal.SIGINT and b'KeyboardInterrupt' in r.stderr, r.stderr.decode()
+    assert list(Descriptions.load(tmp_path/'d.json')) == CLASSES[:1]
+
 def test_killed_process_keeps_what_is_done(tmp_path):
     "SIGKILL in the middle of class 4"
-    code = textwrap.dedent('''
+    r = child('''
         import os, signal, sys
         from test_describe import Engine, CLASSES, good, describe
         def answer(p, s):
             if len(e.asked) == 4: os.kill(os.getpid(), signal.SIGKILL)
             return good(p, s, {})[0]
         e = Engine(answer)
-        describe(CLASSES, engine=e, path=sys.argv[1], progress=False, cache=False)''')
-    here = Path(__file__).parent
-    r = subprocess.run([sys.executable, '-c', code, str(tmp_path/'d.json')], cwd=here, env=os.environ | dict(PYTHONPATH=f'{here}{os.pathsep}{here.parent}'), capture_output=True)
+        describe(CLASSES, engine=e, path=sys.argv[1], progress=False, cache=False)''', tmp_path/'d.json')
     assert r.returncode == -signal.SIGKILL, r.stderr.decode()
     e = Engine()
     d = describe(CLASSES, engine=e, path=tmp_path/'d.json', progress=False, cache=False)
@@ -622,6 +644,27 @@ def test_default_engine_prefers_ollama(monkeypatch, caplog):
     with OllamaServer(models=['nomic-embed-text', 'big-cloud', 'zephyr', 'llama3.2:3b']) as s:
         e = default_engine(s.host)
     assert isinstance(e, Ollama) and e.model == 'llama3.2:3b' and e.why in caplog.text and f'Ollama at {s.host}, model llama3.2:3b' in e.why
+
+@pytest.mark.parametrize('models,want', [
+    (dict(llama3=['embedding'], bge=['embedding']), None), (dict(bge=['embedding'], zephyr=['completion', 'tools']), 'zephyr:latest'),
+    ({'all-minilm': ['embedding'], 'embed-and-chat': ['embedding', 'completion']}, 'embed-and-chat:latest'), ({'nomic-embed-text': None, 'old': None}, 'old:latest'), ({'nomic-embed-text': None}, None)])
+def test_a_model_that_only_embeds_is_no_engine(models, want, monkeypatch, caplog):
+    "An old Ollama does not say what a model can do (None)"
+    monkeypatch.setattr('pla_nb.describe._embedded_installed', lambda: False)
+    with OllamaServer(models=models) as s:
+        s.capabilities = {srv.tag(k): v for k,v in models.items()}
+        e = default_engine(s.host)
+    assert (e and e.model) == want and ('no chat model' in caplog.text) is (want is None)
+
+@pytest.mark.parametrize('imported', [True, False])
+def test_an_address_that_is_none(imported, monkeypatch, caplog):
+    "Importing the client reads the environment, too"
+    monkeypatch.setattr('pla_nb.describe._embedded_installed', lambda: False)
+    if not imported:
+        for o in [o for o in sys.modules if o.partition('.')[0] == 'ollama']: monkeypatch.delitem(sys.modules, o)
+    monkeypatch.setenv('OLLAMA_HOST', 'gpu:notaport')
+    assert default_engine() is None and "OLLAMA_HOST='gpu:notaport'" in caplog.text and "such as 'localhost:11434'" in caplog.text
+    with pytest.raises(ValueError, match="host of Ollama as name:port.*gpu:notaport"): Ollama('tiny')
 
 @pytest.mark.parametrize('picked', ['here', 'before'])
 def test_which_engine_is_said_above_the_bar(monkeypatch, capsys, picked):
