@@ -399,7 +399,8 @@ def _inputs(vlm, task, features, texts, progress):
     T = vlm.encode_classes(task.classes) if texts is None else texts
     if len(T)!=len(task.classes): raise ValueError(f'expected {len(task.classes)} text features for {len(task.classes)} classes, got {len(T)}')
     V,U = features.V,features.U
-    if len(task.labeled): V,U = V[task.unlabeled],None if U is None else U[task.unlabeled]
+    # what is left after a review may be too little for groups
+    if len(task.labeled) and (task.unseen or len(task.unlabeled)>=len(task.classes)): V,U = V[task.unlabeled],None if U is None else U[task.unlabeled]
     classes = task.unseen or task.classes # unlabeled images of TRZSL show unseen classes only
     return task, list(classes), V, U, T.to(V)[[task.classes.index(c) for c in classes]]
 

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 import gzip
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 
@@ -134,6 +135,9 @@ class FileImages(Images):
         paths, # list of `str` or `Path`
         root=None, # names are relative to it; default: the deepest folder that holds all of them
     ):
+        paths = list(paths)
+        if bad := [p for p in paths if not isinstance(p, (str,bytes,os.PathLike))]:
+            raise TypeError(f"expected paths of image files, got {type(bad[0]).__name__}: give images in memory as one array, np.stack(images), or save them")
         self.paths = [os.fspath(p) for p in paths]
         if root is None and self.paths: root = os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in self.paths])
         self.root = os.path.abspath(root or '.')
@@ -194,7 +198,7 @@ class HFImages(Images):
         column='image', # column with images, bytes or paths
         index=None, # rows to use; default all
     ):
-        ds,feature = ds.select_columns([column]),ds.features[column]
+        ds,feature = ds.with_format(None).select_columns([column]),ds.features[column]
         self.ds = ds.cast_column(column, type(feature)(decode=False)) if getattr(feature, 'decode', None) else ds
         self.column,self.index = column,np.arange(len(ds)) if index is None else np.asarray(index)
     def __len__(self): return len(self.index)
@@ -269,18 +273,22 @@ def read_classes(
     if not isinstance(source, (str,os.PathLike)): return _check_classes(list(source))
     path = Path(source).expanduser()
     if os.path.isdir(path): return _check_classes(_folder_names(_class_folders(path)), f"'{path}'")
-    if not os.path.exists(path): raise FileNotFoundError(f"expected a list of class names or a file with them, got '{source}': there is no such file")
+    if not os.path.exists(path): raise FileNotFoundError(f"expected a list of class names, or a file with one name a line, got '{source}': there is no such file")
     return _check_classes(_parse_classes(path), f"'{path}'")
 
 # %% ../nbs/00_data.ipynb #993069be
-def _class_folders(path): return sorted(o for o in os.listdir(path) if not _hidden(o) and os.path.isdir(os.path.join(path, o)))
+def _class_folders(path): return sorted(o for o in os.listdir(path) if not _hidden(o) and os.path.isdir(os.path.join(path, o)) and not _leads_up(path, o))
+
+def _leads_up(path, o):
+    "Is folder `o` in `path` a link to `path` itself, or to a folder that holds it?"
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(os.path.join(path, o)))
 
 def _hidden(name): return name.startswith('.') or name=='__MACOSX'
 
 def _folder_names(folders):
     "Folder names as class names: '_' is a space, and numbers as in '001.Laysan_Albatross' go if all have one"
     if folders and all(re.match(r'\d+\.\s*\D', o) for o in folders): folders = [re.sub(r'^\d+\.\s*', '', o) for o in folders]
-    return [re.sub(r'[\s_]+', ' ', unicodedata.normalize('NFC', o)).strip() for o in folders]
+    return [re.sub(r'[\s_]+', ' ', unicodedata.normalize('NFC', _fs_name(o))).strip() for o in folders]
 
 # %% ../nbs/00_data.ipynb #66c4f925
 def _match_folders(
@@ -294,6 +302,7 @@ def _match_folders(
     found = {f: by_norm.get(_norm(n)) or by_norm.get(_norm(f)) for f,n in names.items()}
     missing = [n for f,n in names.items() if found[f] is None]
     extra = [c for c in classes if c not in found.values()]
+    if len(missing)==len(extra)==1: raise ValueError(f"folder '{missing[0]}' is no class, and class '{extra[0]}' has no folder: rename one of them")
     if missing:
         tail = f'; no folder for {_quoted(extra)}' if extra else ''
         if set(map(_norm, folders)) & _SPLITS == set(map(_norm, folders)): tail += f'; these look like parts of a data set: give one of them, such as path/{folders[-1]}'
@@ -311,15 +320,16 @@ def _check_folders(names):
 
 # %% ../nbs/00_data.ipynb #8e643bac
 def _to_targets(
-    labels, # N class names or class numbers; None or -1 where unknown
+    labels, # N class names or class numbers; None, NaN or -1 where unknown
     classes:list[str],
 ) -> np.ndarray: # (N,) int64
     "Labels as class numbers, -1 unknown"
     if not isinstance(labels, np.ndarray) or labels.dtype==object or labels.dtype.kind in 'US':
         by_norm = {_norm(c):i for i,c in enumerate(classes)}
-        labels = [None if o is None or o!=o else by_norm.get(_norm(o), str(o)) if isinstance(o, str) else o for o in labels]
+        labels = [None if pd.isna(o) else by_norm.get(_norm(o), str(o)) if isinstance(o, str) else o for o in labels]
         if bad := sorted({o for o in labels if isinstance(o, str)}): raise ValueError(f'labels {_quoted(bad)} are not among the {len(classes)} class names ({_quoted(classes)})')
         labels = [-1 if o is None else int(o) for o in labels]
+    elif labels.dtype.kind=='f': labels = np.where(np.isnan(labels), -1, labels)
     t = np.asarray(labels, dtype=np.int64)
     if t.size and not (-1<=t.min() and t.max()<len(classes)): raise ValueError(f'expected class numbers from 0 to {len(classes)-1} (-1: unknown), got {t.min()} to {t.max()}')
     return t
@@ -487,7 +497,7 @@ def _list_folder(
     labels:bool, # are the sub-folders classes?
 ) -> tuple: # ({folder: its images}, images beside the folders)
     "Images by class folder, in an order that does not depend on the file system"
-    files = {o: _image_files(path/o) for o in _class_folders(path)}
+    files = {o: _image_files(path/o, (os.path.realpath(path),)) for o in _class_folders(path)}
     n = sum(map(len, files.values()))
     beside = [o for o in _image_files(path) if Path(o).parent==path] if labels else _image_files(path)
     if not n and not beside:
@@ -588,7 +598,7 @@ def _hf_columns(ds, mapping):
 
 def _hf_labels(ds, column):
     "Labels as names where the dataset knows them, otherwise as stored"
-    names,values = getattr(ds.features[column], 'names', None),ds[column][:]
+    names,values = getattr(ds.features[column], 'names', None),ds.with_format(None)[column][:]
     if names is None: return values
     return [names[v] if v is not None and v>=0 else None for v in values]
 

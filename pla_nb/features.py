@@ -158,10 +158,13 @@ def read(self:ChunkCache,
 ):
     "Load the chunks on disk that hold some of `keys`; bad ones are set aside with a warning"
     wanted = set(keys)-set(self.where)
-    for path in sorted(self.folder.glob('chunk-*.safetensors')) if self.folder else []:
-        try:
-            if chunk := self._load(path, wanted): self._register(*chunk)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e: self._set_aside(path, e)
+    for path in sorted(self.folder.glob('chunk-*.safetensors')) if self.folder and wanted else []:
+        if not wanted: break
+        try: chunk = self._load(path, wanted)
+        except (SafetensorError, ValueError, KeyError, TypeError) as e: self._set_aside(path, e)
+        except (OSError, RuntimeError): continue # not ours to read, or too many files are open: nothing is wrong with it
+        else:
+            if chunk: self._register(*chunk); wanted.difference_update(chunk[0])
 
 # %% ../nbs/02_features.ipynb #702808d9
 @patch

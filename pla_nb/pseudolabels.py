@@ -247,7 +247,9 @@ class VisionSpace:
         mean, dim = U.mean(0), min(dim, *U.shape)
         g = torch.Generator().manual_seed(seed)
         Q = torch.randn(U.shape[1], dim, generator=g).to(U)
-        for _ in range(4): Q = torch.linalg.qr((U-mean).T @ ((U-mean) @ Q)).Q
+        for _ in range(4):
+            Y = (U-mean).T @ ((U-mean) @ Q)
+            Q = torch.linalg.qr(Y.cpu() if Y.device.type=='mps' else Y).Q.to(Y) # Apple's GPU has no QR
         return cls(mean, Q)
 
     def __call__(self, U)->torch.Tensor: # (N,r) unit norm

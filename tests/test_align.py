@@ -280,6 +280,15 @@ def test_unseen_classes_only():
     d = diagnose(None, feats.task, feats, T, center=False)
     assert d.classes==names[2:] and d.counts.sum()==120 and d.mismatched==['elk']
 
+@pytest.mark.parametrize('left', [0,1,5])
+def test_all_images_count_where_few_are_left_without_a_label(left):
+    "As after a review of almost all of them"
+    feats,T,y = planted(targets=blobs()[2].numpy(), paradigm='SSL', labeled=np.arange(left, 180))
+    d = diagnose(None, feats.task, feats, T)
+    assert d.counts.sum()==180 and d.mismatched==['elk']
+    feats,T,_ = planted(targets=blobs()[2].numpy(), paradigm='SSL', labeled=np.arange(6, 180))
+    assert diagnose(None, feats.task, feats, T).counts.sum()==6
+
 def test_arrows_lead_from_a_class_to_what_it_is_taken_for():
     # images of b are nearer to the name a than to their own
     T = torch.eye(3, 8)

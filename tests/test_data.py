@@ -1,7 +1,7 @@
 "Real files on a real disk: what `pla_nb.data` reads, what it refuses, and what it says"
-import gzip, json, os, pickle, random, shutil, warnings
+import gzip, json, os, pickle, random, shutil, sys, warnings
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 import pla_nb.data as data
@@ -249,6 +249,7 @@ def test_bad_class_names(names, match):
 
 def test_bad_class_files(tmp_path):
     with pytest.raises(FileNotFoundError, match='no such file'): read_classes('x'*5000)
+    with pytest.raises(FileNotFoundError, match="a list of class names, or a file with one name a line, got 'cat,dog': there is no such file"): read_classes('cat,dog')
     (tmp_path/'a.json').write_text('{"a":')
     with pytest.raises(ValueError, match='not JSON'): read_classes(tmp_path/'a.json')
     (tmp_path/'b.json').write_text('3')
@@ -308,7 +309,39 @@ def test_47_textures(tmp_path):
     with pytest.raises(ValueError) as e: Task.from_folder(root, [c for c in DTD if c!='veined'])
     assert str(e.value)=="expected 47 class names for 47 folders, got 46: missing 'veined'"
     with pytest.raises(ValueError) as e: Task.from_folder(root, [c.replace('veined', 'vained') for c in DTD])
-    assert str(e.value)=="expected 47 class names for 47 folders, got 47: missing 'veined'; no folder for 'vained'"
+    assert str(e.value)=="folder 'veined' is no class, and class 'vained' has no folder: rename one of them"
+
+def test_several_folders_without_a_class(pets):
+    with pytest.raises(ValueError) as e: Task.from_folder(pets, ['cat','hound','goose'])
+    assert str(e.value)=="expected 3 class names for 3 folders, got 3: missing 'dog', 'duck'; no folder for 'hound', 'goose'"
+
+@pytest.mark.parametrize('up', ['.','..','cat/..'])
+def test_link_to_a_folder_above_is_no_class(pets, up):
+    (pets/'up').symlink_to(pets/up, target_is_directory=True)
+    (pets/'cat'/'back').symlink_to('..', target_is_directory=True)
+    task = Task.from_folder(pets)
+    assert task.classes==PETS and len(task)==12 and task.labels==[c for c in PETS for _ in range(4)]
+
+@pytest.mark.skipif(sys.platform!='linux', reason='file names are text here')
+def test_class_folder_whose_name_is_not_utf8(pets):
+    try: os.rename(os.fsencode(pets/'cat'), os.fsencode(pets)+b'/caf\xe9')
+    except OSError: pytest.skip('this file system takes only UTF-8')
+    task = Task.from_folder(pets)
+    assert task.classes[0]=='caf\ufffd' and task.labels[0]=='caf\ufffd'
+    for c in task.classes: c.encode()
+
+@pytest.mark.parametrize('missing', [None, float('nan'), pd.NA, np.nan])
+def test_unknown_labels_of_any_make(missing):
+    images = np.zeros((3,4,4), np.uint8)
+    assert Task(images, PETS, ['dog',missing,'cat']).labels==['dog',None,'cat']
+    assert Task(images, PETS, [1,missing,0]).labels==['dog',None,'cat']
+    for kind in ('object','string','category'): assert Task(images, PETS, pd.Series(['dog',missing,'cat'], dtype=kind)).targets.tolist()==[1,-1,0]
+    assert Task(images, PETS, pd.Series([1,missing,0], dtype='Int64')).targets.tolist()==[1,-1,0]
+    assert Task(images, PETS, np.array([1,np.nan,0])).targets.tolist()==[1,-1,0]
+
+def test_images_in_memory_are_no_paths():
+    with pytest.raises(TypeError, match=r'expected paths of image files, got Image: .*np.stack\(images\)'): Task([photo(0), photo(1)], PETS)
+    assert len(Task(np.stack([photo(0), photo(1)]), PETS))==2
 
 def test_names_are_matched_loosely(tmp_path):
     root = folder(tmp_path/'r', {'sweet_pea':1, 'Great  MASTERWORT':1, 't-shirt_top':1, 'Cafe\u0301':1})
@@ -399,6 +432,14 @@ def test_hf_class_label_and_strings():
     assert task.classes==['cat','dog'] and task.labels==['dog','cat',None]
     assert (np.asarray(task.images[1])==np.asarray(photo(1))).all()
     assert Task.from_hf(hf([1,0], datasets.Value('int64')), classes=PETS).labels==['dog','cat']
+
+@pytest.mark.parametrize('format', ['pandas','numpy','arrow'])
+def test_hf_in_another_format(format):
+    import datasets
+    ds = hf([0,2,-1], datasets.ClassLabel(names=PETS))
+    task = Task.from_hf(ds.with_format(format))
+    assert task.labels==['cat','duck',None] and task.images.key(1)==Task.from_hf(ds).images.key(1)
+    assert (np.asarray(task.images[2])==np.asarray(photo(2))).all()
 
 def test_hf_without_labels_and_mistakes():
     import datasets

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from safetensors import safe_open
 from pla_nb import features as room
 from pla_nb.backbones import OpenClip
 from pla_nb.data import ArrayImages, FileImages, Task, UnreadableImage
@@ -239,6 +240,64 @@ def test_foreign_cache_file_is_noticed(vlm, tmp_path):
     text = ' '.join(str(o.message) for o in w)
     assert 'another model' in text and 'not written by this library' in text
     assert n==5 and torch.equal(a.V, b.V)
+
+def test_reading_ends_when_all_is_found(vlm, tmp_path):
+    "A file in a folder of many chunks: those behind its own are not looked at, so that damage there goes unnoticed"
+    paths,cache = write_images(tmp_path/'in', 6),tmp_path/'cache'
+    for p in paths: run(vlm, task_of([p]), cache)
+    first,*others = chunks(cache)
+    for o in others: o.write_bytes(b'damaged')
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        with safe_open(first, 'pt') as f: (key,),model = json.loads(f.metadata()['keys']),f.metadata()['model']
+        store = ChunkCache(first.parent, model)
+        store.read([key])
+        assert key in store and not w and chunks(cache)==[first, *others]
+        store.read([key])
+        assert not w
+        store.read(['unknown'])
+        assert len(w)==5 and chunks(cache)==[first]
+
+def test_chunk_that_cannot_be_opened_is_left(vlm, tmp_path):
+    "As one that another user keeps to himself; no user, root included, can open this"
+    paths,cache = write_images(tmp_path/'in', 4),tmp_path/'cache'
+    run(vlm, task_of(paths[:3]), cache)
+    mine, = chunks(cache)
+    theirs = mine.with_name('chunk-0.safetensors')
+    theirs.symlink_to(theirs.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        f,n = run(vlm, task_of(paths), cache)
+    assert (len(f),n)==(4,1) and theirs.is_symlink()
+
+def test_private_chunk_is_left(vlm, tmp_path):
+    task,cache = task_of(write_images(tmp_path/'in', 3)),tmp_path/'cache'
+    run(vlm, task, cache)
+    chunk, = chunks(cache)
+    chunk.chmod(0)
+    if os.access(chunk, os.R_OK): pytest.skip('this user may read everything')
+    assert run(vlm, task, cache)[1]==3 and not list(cache.rglob('*.bad'))
+
+def test_too_many_open_files_are_no_damage(vlm, tmp_path):
+    resource = pytest.importorskip('resource')
+    task,cache = task_of(write_images(tmp_path/'in', 3)),tmp_path/'cache'
+    run(vlm, task, cache)
+    chunk, = chunks(cache)
+    with safe_open(chunk, 'pt') as f: keys,model = json.loads(f.metadata()['keys']),f.metadata()['model']
+    soft,hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store,held = ChunkCache(chunk.parent, model),[]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+        with pytest.raises(OSError, match='Too many'):
+            while True: held.append(open(os.devnull))
+        held.pop().close() # one to list the folder
+        store.read(keys)
+    finally:
+        for o in held: o.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert chunk.exists() and keys[0] not in store
+    store.read(keys)
+    assert keys[0] in store
 
 @pytest.mark.parametrize('text', ['', '{', '[1]', '{"a": 3}', '{"a": [1, 2]}'])
 def test_damaged_file_index(vlm, tmp_path, text):

@@ -243,6 +243,19 @@ def test_large_pool_starts_from_a_sample():
     z, U, y = blobs(n=200, bad=1)
     assert (mixture(z, U, sample=300).q.argmax(1)==y).float().mean()>.95
 
+def test_vision_space_is_that_of_plain_qr():
+    "Bit for bit: stored classifiers hold these directions"
+    U = F.normalize(torch.randn(60, 20, generator=rand(3)), dim=1)
+    mean,Q = U.mean(0),torch.randn(20, 8, generator=rand(5))
+    for _ in range(4): Q = torch.linalg.qr((U-mean).T@((U-mean)@Q)).Q
+    assert torch.equal(VisionSpace.fit(U, 8, 5).basis, Q)
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs Apple's GPU")
+def test_vision_space_on_mps():
+    U = F.normalize(torch.randn(60, 20, generator=rand(3)), dim=1)
+    here,there = VisionSpace.fit(U, 8),VisionSpace.fit(U.to('mps'), 8)
+    torch.testing.assert_close((here.basis@here.basis.T), (there.basis@there.basis.T).cpu(), atol=1e-3, rtol=0)
+
 def test_vision_space():
     U = torch.randn(100, 12, generator=rand(0))*torch.arange(1, 13)+3
     full, low = VisionSpace.fit(U, 12)(U), VisionSpace.fit(U, 5)(U)
