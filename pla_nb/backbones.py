@@ -7,7 +7,7 @@ __all__ = ['Preprocess', 'Backbone', 'pick_device', 'pick_precision', 'ModelUnav
            'tower_pair', 'fold_batchnorm', 'pad_evenly', 'Starter', 'cache_folder', 'VLM']
 
 # %% ../nbs/01_backbones.ipynb #7f1f8db2
-import difflib, hashlib, importlib, logging, os, warnings
+import difflib, hashlib, importlib, json, logging, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -41,14 +41,25 @@ class Preprocess:
 # %% ../nbs/01_backbones.ipynb #36ec3732
 def _scaled(im, side, how, interp):
     # truncating is torchvision's rounding and rounding timm's, with which pretrained models were evaluated
-    if how=='shortest': size = [int(side*o/min(im.size)) for o in im.size]
+    if how=='shortest': size = _shortest(im, side)
     else: size = [max(1, round(o/(max(im.size)/side))) for o in im.size]
     return im.resize(size, interp)
 
+def _shortest(im, side): return [int(side*o/min(im.size)) for o in im.size]
+
+def _corner(size, side): return [int(round((o-side)/2.)) if o>side else -((side-o)//2) for o in size]
+
 def _window(im, side):
     "The centre square of `im`; parts outside of the picture are black"
-    left,top = (int(round((o-side)/2.)) if o>side else -((side-o)//2) for o in im.size)
+    left,top = _corner(im.size, side)
     return im.crop((left, top, left+side, top+side))
+
+def _middle(im, side, interp):
+    "Scaled by the short side, then cropped, without the rest of the scaled image: that of a line of pixels would fill the memory"
+    size = _shortest(im, side)
+    (left,top),(fx,fy) = _corner(size, side), (o/s for o,s in zip(im.size, size))
+    im = im.resize((side,im.height), interp, box=(left*fx, 0, (left+side)*fx, im.height))
+    return im.resize((side,side), interp, box=(0, top*fy, side, (top+side)*fy))
 
 # %% ../nbs/01_backbones.ipynb #688d1717
 @patch
@@ -59,6 +70,7 @@ def crop(self:Preprocess,
     im = im if im.mode=='RGB' else im.convert('RGB')
     interp = Image.Resampling[self.interpolation.upper()]
     if self.resize=='squash': im = im.resize((self.size,self.size), interp)
+    elif self.resize=='shortest' and max(im.size)>32*min(im.size): im = _middle(im, self.size, interp)
     else: im = _window(_scaled(im, self.size, self.resize, interp), self.size)
     return torch.from_numpy(np.array(im)).permute(2,0,1)
 
@@ -118,7 +130,7 @@ def pick_precision(precision:str, # 'auto' | 'fp32' | 'bf16' | 'fp16'
     "The fastest precision that keeps the features, or the one that was asked for"
     if precision in _dtypes: return precision
     if precision!='auto': raise ValueError(f"precision={precision!r}: expected 'auto', 'fp32', 'bf16' or 'fp16'")
-    if device.type=='cuda': return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+    if device.type=='cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     return 'bf16' if device.type=='cpu' and _cpu_has_bf16() else 'fp32'
 
 # %% ../nbs/01_backbones.ipynb #ca67e7a8
@@ -306,7 +318,8 @@ class OpenClip(Backbone):
         oc,pretrained = _need('open_clip', 'clip'), pretrained and str(pretrained)
         _check_name(oc, name, pretrained)
         self.name,self.template,self.device = name,template,pick_device(device)
-        self.pretrained,self.seed = pretrained,seed
+        self.pretrained = str(Path(pretrained).resolve()) if pretrained and Path(pretrained).is_file() else pretrained
+        self.seed,self.kw = seed,{k:v for k,v in kw.items() if _is_json(v)} # what makes the same model again
         self.precision = pick_precision(precision, self.device)
         self.model = _create(oc, name, pretrained, seed, kw).eval().requires_grad_(False).to(self.device)
         self.tokenizer = _tokenizer(oc, name, self.context_length, random=not pretrained and ':' not in name)
@@ -318,6 +331,10 @@ class OpenClip(Backbone):
     def context_length(self): return getattr(self.model, 'context_length', 77)
 
 # %% ../nbs/01_backbones.ipynb #381efb0d
+def _is_json(o):
+    try: return bool(json.dumps(o))
+    except (TypeError,ValueError): return False
+
 def _clip_preprocess(oc, model):
     cfg = oc.get_model_preprocess_cfg(model)
     size = cfg['size'] if isinstance(cfg['size'], int) else cfg['size'][-1]

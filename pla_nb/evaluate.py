@@ -14,6 +14,7 @@ __all__ = ['COLORS', 'accuracy', 'recalls', 'macro_accuracy', 'worst_classes', '
 # %% ../nbs/09_evaluate.ipynb #9c557c18
 import base64, html, io, json, math, warnings
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -355,18 +356,19 @@ def as_proba(
     return z/z.sum(1, keepdims=True)
 
 def class_indices(
-    labels, # names, or indices (-1: unknown), or None
+    labels, # names (None, NaN: unknown), or indices (-1: unknown), or None
     classes, # C names
 )->np.ndarray|None: # (N,) int64
     "Class names as indices; indices pass through."
     if labels is None: return None
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in 'OUST': res = labels.astype(np.int64)
+    res = np.asarray(labels)
+    if res.dtype.kind not in 'OUST': res = np.where(pd.isna(res), -1, res).astype(np.int64)
     else:
         pos = {c:i for i,c in reversed(list(enumerate(classes)))}
-        if miss := sorted({str(o) for o in labels}-set(pos)):
+        labels = [-1 if pd.isna(o) else o if isinstance(o, Number) else pos.get(str(o), str(o)) for o in np.asarray(labels, object)]
+        if miss := sorted({o for o in labels if isinstance(o, str)}):
             raise ValueError(f"expected labels among the {len(classes)} class names, got {miss[:5]}: add them to `classes` or correct the labels")
-        res = np.array([pos[str(o)] for o in labels], np.int64)
+        res = np.array(labels, np.int64)
     if len(res) and (res.max()>=len(classes) or res.min()<-1):
         raise ValueError(f"expected class indices -1 to {len(classes)-1} for {len(classes)} classes, got {res.min()} to {res.max()}")
     return res
@@ -448,7 +450,7 @@ def _with_labels(m, pred, y, p, seen):
     m.accuracy, m.macro_accuracy = accuracy(pred, y), macro_accuracy(pred, y)
     m.recall = recalls(pred, y, len(m.classes))
     m.worst10, m.pairs = worst_classes(m.recall), confusion_pairs(pred, y, m.classes)
-    if seen is not None and len(seen): m.seen, m.unseen, m.harmonic = trzsl_accuracy(pred, y, seen)
+    if seen is not None and 0<np.isin(y, seen).sum()<len(y): m.seen, m.unseen, m.harmonic = trzsl_accuracy(pred, y, seen)
     if p is None: return
     m.ece, m.nll, m.brier, m.ace, m.mce = (f(p, y) for f in (ece, nll, brier, ace, mce))
     m.gap, m.auroc, m.risk80 = confidence_gap(p, y), _known(confidence_auroc(p, y)), risk_at(p, y)

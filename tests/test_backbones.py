@@ -1,10 +1,11 @@
 "The VLM protocol on real components: random-weight open_clip models and the starter."
-import os, pickle, warnings
+import json, os, pickle, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
 from safetensors.torch import save_file
+from pla_nb import backbones as room
 from pla_nb.backbones import ModelUnavailable, OpenClip, Preprocess, Starter, VLM, fold_batchnorm, pick_precision, read_checkpoint
 from pla_nb.data import FileImages, fashion_mnist
 
@@ -28,6 +29,7 @@ def assert_unit(x): torch.testing.assert_close(x.norm(dim=-1), torch.ones(len(x)
 @given(w=st.integers(1, 90), h=st.integers(1, 90), mode=st.sampled_from(['shortest','longest','squash']), interp=st.sampled_from(['bicubic','bilinear']))
 def test_preprocess_is_open_clips(w, h, mode, interp):
     from open_clip.transform import PreprocessCfg, image_transform_v2
+    assume(max(w,h)<=32*min(w,h)) # open_clip pads no line of pixels, and ours is scaled in part: see below
     im = Image.fromarray(np.random.default_rng(w*100+h).integers(0, 256, (h,w,3), dtype=np.uint8))
     mean,std = (.48,.45,.40),(.26,.27,.28)
     ref = image_transform_v2(PreprocessCfg(32, 'RGB', mean, std, interp, mode), is_train=False)(im)
@@ -35,11 +37,51 @@ def test_preprocess_is_open_clips(w, h, mode, interp):
     assert out.shape==(3,32,32)
     torch.testing.assert_close(out, ref, atol=1e-5, rtol=1e-5)
 
+@pytest.mark.parametrize('size', [(7,280), (280,7), (301,7), (7,301), (1,40), (45,1), (13,900), (33,1)])
+@pytest.mark.parametrize('interp', ['bicubic','bilinear'])
+def test_long_images_are_cropped_alike(size, interp):
+    "The middle of a strip, as if all of it had been scaled"
+    im,p = Image.fromarray(np.random.default_rng(sum(size)).integers(0, 256, (*size[::-1],3), dtype=np.uint8)),Preprocess(32, interpolation=interp)
+    whole = np.asarray(room._window(room._scaled(im, 32, 'shortest', Image.Resampling[interp.upper()]), 32))
+    assert max(size)>32*min(size) and np.abs(p.crop(im).permute(1,2,0).numpy().astype(int)-whole).max()<=1
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='measures a process of its own')
+def test_a_line_of_pixels_needs_little_memory():
+    code = """if 1:
+        import resource, torch
+        from PIL import Image
+        from pla_nb.backbones import Preprocess
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        im,p = Image.new('RGB', (1,4000), 'teal'),Preprocess()
+        p(Image.new('RGB', (300,200)))
+        before = peak()
+        assert p(im).shape==(3,224,224)
+        print(peak()-before)"""
+    grown = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout
+    assert int(grown)*(1 if sys.platform=='darwin' else 1024)<50e6
+
 def test_preprocess_converts_and_pickles():
     p = pickle.loads(pickle.dumps(Preprocess(16)))
     for mode in ('L','RGBA','CMYK','P'): assert p(Image.new(mode, (20,30))).shape==(3,16,16)
 
 # open_clip
+
+def test_what_makes_the_model_again_is_known(tmp_path, monkeypatch):
+    "A checkpoint next to the program, and settings that are not the architecture's own"
+    vlm = tiny()
+    save_file(vlm.model.state_dict(), tmp_path/'w.safetensors')
+    monkeypatch.chdir(tmp_path)
+    vlm = tiny(pretrained='w.safetensors', cache_dir=tmp_path)
+    assert vlm.pretrained==str((tmp_path/'w.safetensors').resolve()) and 'cache_dir' not in vlm.kw
+    monkeypatch.chdir('/')
+    again = OpenClip(vlm.name, vlm.pretrained, device='cpu', **json.loads(json.dumps(vlm.kw)))
+    assert again.key==vlm.key and tiny(seed=1).key!=vlm.key
+    assert tiny().pretrained is False and tiny().kw==TINY
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_bf16_only_where_the_gpu_has_it():
+    major,_ = torch.cuda.get_device_capability()
+    assert pick_precision('auto', torch.device('cuda'))==('bf16' if major>=8 else 'fp16')
 
 def test_shapes_and_norms(clip):
     V,U = clip.encode_pair(torch.rand(3,3,32,32))

@@ -1,7 +1,7 @@
 "Invariants of the metrics, figures for any number of classes, and a report page that holds whatever it is given."
 import json, re, warnings
 from html.parser import HTMLParser
-import numpy as np
+import numpy as np, pandas as pd
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from matplotlib.figure import Figure
@@ -19,6 +19,22 @@ def predictions(draw, max_c=6):
     c, n, seed = draw(st.integers(2, max_c)), draw(st.integers(1, 60)), draw(st.integers(0, 2**16))
     rng = np.random.default_rng(seed)
     return rng.dirichlet(np.full(c, draw(st.sampled_from([.05, .5, 5]))), n), rng.integers(0, c, n)
+
+@pytest.mark.parametrize('none', [None, float('nan'), pd.NA])
+def test_labels_may_be_unknown(none):
+    p = np.eye(3)[[0,1,2,2]]*.8+.05
+    for y in (['a',none,'c','b'], [0,none,2,1], pd.Series(['a',none,'c','b']), pd.Series([0,none,2,1], dtype='Int64'), np.array([0,np.nan,2,1])):
+        m = evaluate(p, y, ['a','b','c'])
+        assert m.n==3 and m.accuracy==pytest.approx(2/3)
+    assert class_indices(['nan',none], ['nan','b']).tolist()==[0,-1]
+    with pytest.raises(ValueError, match=r"got \['d'\]"): class_indices(['a',none,'d'], ['a','b'])
+
+@pytest.mark.parametrize('seen', [['a'], ['b','c'], []])
+def test_images_of_seen_or_of_unseen_classes_only(seen):
+    m = evaluate(np.eye(3)[[0,1,0]], ['a','a','a'], ['a','b','c'], seen)
+    assert m.accuracy==pytest.approx(2/3) and m.seen is m.unseen is m.harmonic is None
+    m = evaluate(np.eye(3)[[0,1,0]], ['a','b','c'], ['a','b','c'], ['a'])
+    assert (m.seen,m.unseen)==(1,.5)
 
 # balance
 @prop
