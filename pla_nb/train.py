@@ -284,6 +284,10 @@ class Fit:
 
     def __repr__(self): return f'Fit({len(self.history)} epochs, {self.seconds:.1f} s, {self.selected})'
 
+def _history(rows, names):
+    "A row an epoch; without epochs, the columns still"
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=names.split(), dtype=float)
+
 # %% ../nbs/08_train.ipynb #e4334483
 @torch.no_grad()
 def _margin(head, u, selected, logits, cfg, given, seen, prior=None):
@@ -419,7 +423,7 @@ def fit_head(
             if callback: callback(rows[-1])
         logits,last = _relabel(head, V, u, cfg, given, admissible, prior)
         if not cfg.epochs: last = q
-    return Fit(head.eval().requires_grad_(False), pd.DataFrame(rows), first, last, logits, sel, M, time.time()-began, prior)
+    return Fit(head.eval().requires_grad_(False), _history(rows, 'epoch loss selected k confident fewest most margin'), first, last, logits, sel, M, time.time()-began, prior)
 
 def _checked_features(V, T, U):
     "Features as float32 on one device, or an error that says what is wrong with them"

@@ -25,7 +25,7 @@ from .data import atomic_write
 from .margin import class_ratio, margin_loss, margin_matrix, partial_loss, similarity_fusion
 from .prompts import Adapter, prompts_for
 from .pseudolabels import PseudoLabels, growth, neighbours, select_topk
-from .train import (CAPConfig, Ensemble, Evidence, _checked_features, _checked_labels, _memory, _no_ensemble, _reset, _select, _warn_ignored, first_labels,
+from .train import (CAPConfig, Ensemble, Evidence, _checked_features, _checked_labels, _history, _memory, _no_ensemble, _reset, _select, _warn_ignored, first_labels,
     loss_weights, pool_prior, strong_view)
 
 # %% ../nbs/08b_tune.ipynb #5f27b467
@@ -383,7 +383,7 @@ class _Run:
         per = max(1, len(pool.free)//int(pool.admissible.sum()))
         self.k = growth(cfg.k, per, cfg.rho, cfg.epochs) if cfg.grow else lambda e: cfg.k
         self.known,self.ahead = pool.labeled[0].cpu(),None
-        self.maker = ThreadPoolExecutor(1) if isinstance(pool.views, PixelViews) and dev.type=='cuda' else None
+        self.maker = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(dev,)) if isinstance(pool.views, PixelViews) and dev.type=='cuda' else None # on the GPU of the run
         for p in self.params: group.first(p.data)
 
     @property
@@ -464,7 +464,7 @@ def _note(self:_Run, rows, L):
 def drain(self:_Run):
     "Bring the numbers of the last steps to the CPU, and check them"
     if not self.pending: return
-    x = torch.stack(self.pending).double().cpu()
+    x = torch.stack(self.pending).cpu().double() # in this order: MPS has no float64
     self.pending = []
     bad = ~x[:,:5].isfinite()
     if bad.any():
@@ -817,7 +817,7 @@ def _finish(run):
     with _memory(run.cfg): V = _encode_pool(run.model, p.views, len(p.feats), 4*run.cfg.batch_size, run.group) if isinstance(p.views, PixelViews) else p.feats
     logits = torch.cat([head(v) for v in V.split(8192)])
     run.rebalance(logits)
-    return PromptFit(head, pd.DataFrame(run.rows), p.soft, run.soft(logits), logits, run.sel, run.M, run.seconds, p.prior)
+    return PromptFit(head, _history(run.rows, 'epoch loss labeled pseudo unlabeled regulariser confident selected k fewest most margin'), p.soft, run.soft(logits), logits, run.sel, run.M, run.seconds, p.prior)
 
 def _encode_pool(model, views, n, batch_size, group): # (N,d)
     "Image features with the prompts; each process encodes its share"

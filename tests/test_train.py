@@ -269,6 +269,13 @@ def test_callback_and_figure():
     assert len(plot_history(fit))==2
     plt.close('all')
 
+def test_a_run_without_epochs_has_an_empty_history():
+    import matplotlib.pyplot as plt
+    fit,one = run(epochs=0),run(epochs=1)
+    assert not len(fit.history) and fit.history.columns.tolist()==one.history.columns.tolist()
+    assert [len(a.lines[0].get_xdata()) for a in plot_history(fit)]==[0, 0]
+    plt.close('all')
+
 def test_a_pool_of_5000():
     g = torch.Generator().manual_seed(0)
     r = lambda *s: F.normalize(torch.randn(*s, generator=g), dim=1)

@@ -278,6 +278,10 @@ def test_first_labels_stay_in_later_ones():
         close(q, (run.pool_logits()[0].detach()+keep*run.pool.soft.clamp(min=1e-4).log()).softmax(1), 1e-4)
     assert start(config(start='zero-shot')).pool.keep==0 # as in the paper
 
+def test_a_run_without_epochs_has_an_empty_history():
+    none,one = fit(config(epochs=0)),fit(config(epochs=1))
+    assert not len(none.history) and none.history.columns.tolist()==one.history.columns.tolist()
+
 def test_views_made_ahead():
     "Batches made while the device works on the one before are the same batches"
     runs = [start(config('maple', steps=7)) for _ in range(2)]
