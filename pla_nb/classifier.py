@@ -660,7 +660,7 @@ def _checksum(data): return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 def _vlm_spec(vlm):
     keep = ('pretrained','seed','tau','template','logit_scale')
-    return dict(name=vlm.name, image_key=vlm.image_key, precision=vlm.precision, device=vlm.device.type, **{k: getattr(vlm, k) for k in keep if isinstance(getattr(vlm, k, None), (str,int,float))})
+    return dict(name=vlm.name, image_key=vlm.image_key, precision=vlm.precision, device=vlm.device.type, kw=getattr(vlm, 'kw', {}), **{k: getattr(vlm, k) for k in keep if isinstance(getattr(vlm, k, None), (str,int,float))})
 
 def _trained(cfg):
     what = dict(features='a head on cached features', text='text prompts', maple='prompts in both towers')[cfg.dial]
@@ -734,7 +734,7 @@ def _backbone(s, device):
     # half precision of a GPU is emulated elsewhere
     precision = s['precision'] if s.get('device')==pick_device(device).type else 'auto'
     keys = ('tau','template','logit_scale') if s['name']=='starter' else ('seed','template')
-    return VLM(s['name'], s.get('pretrained'), device=device, precision=precision, **{k: s[k] for k in keys if k in s})
+    return VLM(s['name'], s.get('pretrained'), device=device, precision=precision, **{k: s[k] for k in keys if k in s}, **s.get('kw', {}))
 
 # %% ../nbs/11_classifier.ipynb #e50e0493
 def adapt(

@@ -327,6 +327,15 @@ def test_a_loaded_classifier_is_the_same_bit_for_bit(clf, vlm, task, tmp_path):
     third = Classifier.load(again.save(tmp_path/'third'), vlm)
     assert np.array_equal(third.predict_proba(task), clf.predict_proba(task))
 
+def test_a_model_is_made_again_as_it_was(task, tmp_path):
+    "Its own keywords of open_clip, and a checkpoint whose path was relative"
+    vlm = tiny(pretrained=False, seed=3)
+    clf = fit(vlm, task)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        again = Classifier.load(clf.save(tmp_path/'clf'), device='cpu')
+    assert again.vlm.key==vlm.key and np.array_equal(again.predict_proba(task), clf.predict_proba(task))
+
 def test_two_classes_are_saved_too(vlm, tmp_path):
     t = colored(8, NAMES[:2])
     clf = fit(vlm, t)

@@ -96,7 +96,7 @@ def test_read_only_folder(pla, train, tmp_path):
     (['diagnose','no/such'], 1, 'there is no such folder'),
     (['diagnose','{train}','--classes','nope.txt'], 1, 'nope.txt'),
     (['diagnose','{empty}'], 1, 'no images'),
-    (['diagnose','{train}','--classes','{wrong}'], 1, "missing 'bag'"),
+    (['diagnose','{train}','--classes','{wrong}'], 1, "folder 'bag' is no class"),
     (['diagnose','{train}','--classes','{twice}'], 1, 'read the same'),
     (['diagnose','{train}/bag'], 1, '--classes FILE'),
     (['diagnose','{train}','--model','ViT-B-99','--pretrained','openai'], 1, 'ViT-B-99'),
