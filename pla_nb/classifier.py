@@ -479,6 +479,12 @@ def trust(self:Classifier,
     t = judged(self.proba(logits).cpu().numpy(), y, self.classes, images=f'images of {task.name or "a task"}', how=self.about.get('calibration', ''))
     return _named_folders(self, task, t)
 
+def _named_folders(clf, task, t):
+    "`t` with the folders of classifier and images, where they are known"
+    t.saved,root = clf.about.get('folder', t.saved),getattr(task.images, 'root', None)
+    if root: t.photos = f'{Path(root).name}/'
+    return t
+
 @patch
 def _judged(self:Classifier, task, progress, cache):
     "Logits of a task, its classes as mine (None: no labels), its features"
@@ -522,12 +528,6 @@ def report(self:Classifier,
     return r
 
 # %% ../nbs/11_classifier.ipynb #19dbcc57
-def _named_folders(clf, task, t):
-    "`t` with the folders of classifier and images, where they are known"
-    t.saved,root = clf.about.get('folder', t.saved),getattr(task.images, 'root', None)
-    if root: t.photos = f'{Path(root).name}/'
-    return t
-
 def _settings(clf): return {**{k: v for k,v in clf.about.items() if k not in ('timings','mismatched','folder','trust')}, **asdict(clf.head.cfg)}
 
 def _mended(clf, m):
