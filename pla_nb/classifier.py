@@ -283,7 +283,7 @@ def fit(self:CAP,
     T,chosen,how = zero,{},''
     if texts is not None and any(c in texts for c in task.classes):
         words,cands = embed_candidates(vlm, task.classes, texts)
-        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior, _of_all(diagnosis, task.classes))
+        got = choose_texts(g.V, start.sharp, cands, cfg, choose, start.u, zero, start.prior, _of_all(diagnosis, task.classes) if choose.startswith('leftover') else None)
         T,chosen,how = got.T,_record(texts, task.classes, words, got),got.how
         start.q = got.q
         lap('choose descriptions')
@@ -336,7 +336,7 @@ def _train(vlm, f, T, chosen, cfg, start, regulariser, checkpoint, progress, cal
     pool = pixels(task, vlm.preprocess, cache, loose=256*vlm.preprocess.size//224, progress=progress) if cfg.dial=='maple' else None
     if cfg.dial=='features' and cfg.strategy=='cap':
         # the first labels are those that chose the texts, unless labels or other shares have to be heard
-        first = start.q if task.paradigm=='UL' and cfg.start=='mixture' and shares is None and start.prior is None else None
+        first = start.q if start.q is not None and task.paradigm=='UL' and cfg.start=='mixture' and shares is None and start.prior is None else None
         return fit_head(f.V, T, f.U, cfg, ranking=ranking, regulariser=regulariser, first=first, nbrs=start.nbrs, space=start.evidence.space, prior=shares, **both)
     if cfg.strategy=='cap':
         views = [features(vlm, task, cache, progress=progress, augment='crop-flip', seed=s) for s in range(cfg.views)] if cfg.dial=='text' else ()
